@@ -1,0 +1,34 @@
+# env   a virtual environment with what this machine can use
+# demo  the main job, from nothing, on embedded defaults (S3=1: with a real S3 server)
+# test  every test    check  ruff, mypy, layers    bench  the measured claims
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMP  := $(VENV)/.ready
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: env demo test check bench clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml tools/env.sh
+	tools/env.sh $(VENV)
+	touch $@
+
+demo: env
+	$(PYTHON) -m tools.demo $(if $(S3),--s3)
+
+test: env
+	tools/mosquitto.sh
+	$(PYTHON) -m pytest $(TESTS)
+
+check: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PYTHON) -m pytest -q tests/test_layers.py
+
+bench: env
+	for program in benchmarks/[a-z]*.py; do $(PYTHON) $$program || exit 1; done
+
+clean:
+	rm -rf $(VENV) .cache demo-out

@@ -1,0 +1,151 @@
+"""A candidate is a backend with a precision and a thread setting; it earns its place by evidence.
+
+Rules:
+1. A candidate that is not in parity with the golden samples is out, however fast.
+2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one.
+3. Evidence counts while its key holds: same runtime, driver, precision and power mode.
+4. A release's config names the backends it may run on, in order; what the device lacks is left out.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, field
+
+from agent.core.documents import Document
+from agent.core.errors import Kind
+from agent.core.release import Config, Gates
+
+Positive = Annotated[float, Meta(ge=0)]
+
+
+class Backend(StrEnum):
+    """The ways to run a model, in the order in which they are preferred when nothing was measured yet."""
+
+    TENSORRT = "tensorrt"
+    CUDA = "cuda"
+    OPENVINO = "openvino"
+    CPU = "cpu"
+
+
+class Candidate(Document, order=True):
+    """One way to run a model on this device."""
+
+    backend: Backend
+    precision: str = "fp32"  # fp32, fp16, bf16, int8: what the backend is told to compute in
+    threads: int = 0  # 0: as many as the backend takes
+
+    def __str__(self) -> str:
+        threads = f"/{self.threads}t" if self.threads else ""
+        return f"{self.backend}/{self.precision}{threads}"
+
+    @property
+    def builds(self) -> bool:
+        """True where loading means building an engine for minutes: tried only after something serves."""
+        return self.backend is Backend.TENSORRT
+
+
+class Found(Document):
+    """What a probe found out about one backend on this device."""
+
+    backend: Backend
+    present: bool
+    version: str = ""  # runtime, driver and device: evidence is void when it changes
+    reason: str = ""  # why it is absent, and what to do
+    devices: tuple[str, ...] = ()
+
+
+class Deviation(Document):
+    """How far one output is from its golden reference, over all samples."""
+
+    output: str
+    max_abs: Positive
+    within: bool  # every element inside atol + rtol * |reference|
+
+
+class Latency(Document):
+    """Time of one inference in milliseconds over all measured runs."""
+
+    mean: Positive
+    std: Positive
+    p50: Positive
+    p95: Positive
+    p99: Positive
+
+
+class Failure(Document):
+    """Why a candidate or a release cannot be used."""
+
+    kind: Kind
+    reason: str
+
+
+class Evidence(Document):
+    """What the trial of one candidate measured, or why it could not."""
+
+    candidate: Candidate
+    key: str  # runtime, driver, precision and power mode, as one digest
+    failure: Failure | None = None
+    deviations: tuple[Deviation, ...] = ()
+    latency_ms: Latency | None = None
+    fps: Positive = 0.0
+    memory_mb: Positive = 0.0
+    load_s: Positive = 0.0
+    providers: tuple[str, ...] = ()
+    conditions: Mapping[str, str | float] = field(default_factory=dict)  # temperature, clocks, load, power mode
+    taken: str = ""  # ISO 8601, UTC
+
+
+def judge(evidence: Evidence, gates: Gates) -> Failure | None:
+    """The first gate that the evidence misses, or None when the candidate may serve."""
+    if evidence.failure is not None:
+        return evidence.failure
+    for deviation in evidence.deviations:
+        if not deviation.within:
+            return Failure(
+                kind=Kind.PARITY,
+                reason=f"output {deviation.output} is {deviation.max_abs:.3g} away from its golden reference",
+            )
+    if evidence.memory_mb > gates.max_memory_mb:
+        return Failure(
+            kind=Kind.MEMORY, reason=f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
+        )
+    return judge_speed(evidence, gates)
+
+
+def judge_speed(evidence: Evidence, gates: Gates) -> Failure | None:
+    """The speed gate that the evidence misses, if any."""
+    if evidence.fps < gates.min_fps:
+        return Failure(kind=Kind.SPEED, reason=f"{evidence.fps:.1f} FPS; its gate asks for {gates.min_fps:g} FPS")
+    if evidence.latency_ms is not None and evidence.latency_ms.p95 > gates.max_latency_p95_ms:
+        return Failure(
+            kind=Kind.SPEED,
+            reason=f"p95 latency {evidence.latency_ms.p95:.1f} ms; its gate allows {gates.max_latency_p95_ms:g} ms",
+        )
+    return None
+
+
+def candidates_for(config: Config, found: Iterable[Found], cores: int) -> tuple[Candidate, ...]:
+    """The candidates to try for a release on this device, in order of preference.
+
+    Empty when no backend that the config names is present.
+    """
+    present = {one.backend for one in found if one.present}
+    threads = config.optimization.get("threads")
+    count = threads if isinstance(threads, int) else max(1, cores)
+    return tuple(
+        Candidate(backend=backend, precision=config.precision_on(backend), threads=0 if backend in GPU else count)
+        for backend in (Backend(name) for name in config.backends)
+        if backend in present
+    )
+
+
+GPU = frozenset({Backend.TENSORRT, Backend.CUDA})
+
+
+def evidence_key(found: Iterable[Found], candidate: Candidate, power_mode: str) -> str:
+    """The digest of everything whose change voids evidence for a candidate on this device."""
+    versions = "".join(one.version for one in found if one.backend is candidate.backend)
+    return hashlib.sha256(f"{candidate}\0{versions}\0{power_mode}".encode()).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""Documents are parsed once, at the door, into values that cannot be wrong.
+
+A `Document` is a frozen value read from JSON or YAML. An unknown key is an error (it is usually a typing
+mistake), unless the type says `OpenDocument`: such documents carry keys for other readers.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from agent.core.errors import InputError
+
+T = TypeVar("T")
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
+    """A frozen value with a strict form."""
+
+
+class OpenDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """A frozen value that leaves keys it does not know to other readers."""
+
+
+def from_json(kind: type[T], content: bytes | str, where: str) -> T:
+    """The value that `content` holds.
+
+    Raises:
+        InputError: it is not JSON, or a field is missing, unknown or of another type; names the field.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: this is not valid JSON: {error}") from error
+
+
+def from_yaml(kind: type[T], content: bytes | str, where: str) -> T:
+    """The value that `content` holds; as `from_json`."""
+    try:
+        tree = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: this is not valid YAML: {error}") from error
+    return from_tree(kind, tree, where)
+
+
+def from_tree(kind: type[T], tree: Any, where: str) -> T:
+    """The value that parsed JSON or YAML holds; as `from_json`."""
+    try:
+        return msgspec.convert(tree, type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def to_json(value: Any) -> bytes:
+    """The value as compact JSON with keys in the order of the type."""
+    return msgspec.json.encode(value)
+
+
+def to_tree(value: Any) -> Any:
+    """The value as plain dicts, lists and scalars."""
+    return msgspec.to_builtins(value)

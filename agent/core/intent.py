@@ -1,0 +1,122 @@
+"""What operators and the controller want: deployments and commands, as values.
+
+A deployment is two signed documents. The **rollout**, by operators, says which release each slot of a group
+moves to, in which shares, until when. The **wave**, by the controller, names the rollout by digest and says how far
+it goes now. The rollout holds every slot of the group: the newest one alone says all. A command is for one
+device or group, once, and expires within minutes. Nothing here names bytes to run: only releases that TUF lists.
+
+The counter of a scope only rises. A device takes a pair only if (rollout.counter, wave.counter) is greater than
+the last pair it took.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, field
+
+from agent.core.documents import Document
+from agent.core.release import Ref
+
+Counter = Annotated[int, Meta(ge=1, le=2**53)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+ROLLOUT_TYPE = "application/vnd.edge-model-agent.rollout+json"
+WAVE_TYPE = "application/vnd.edge-model-agent.wave+json"
+COMMAND_TYPE = "application/vnd.edge-model-agent.command+json"
+GRANT_TYPE = "application/vnd.edge-model-agent.grant+json"
+
+
+class Move(Document):
+    """One slot's release before and after the rollout."""
+
+    goal: Ref
+    start: Ref | None = None
+
+
+class Rollout(Document):
+    """Signed by operators."""
+
+    group: str
+    counter: Counter
+    issued: datetime
+    slots: Mapping[str, Move]
+    shares: tuple[Share, ...] = (1.0,)
+    expires: datetime | None = None  # stops widening then; what stands, stands
+    salt: str = ""
+    soak_s: Annotated[float, Meta(ge=0)] = 600.0
+
+
+class WaveAction(StrEnum):
+    """What the wave does."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    HALT = "halt"
+    REVERT = "revert"
+
+
+class Wave(Document):
+    """Signed by the controller."""
+
+    group: str
+    counter: Counter
+    issued: datetime
+    rollout: str  # SHA-256 of the rollout's payload
+    share: Share
+    action: WaveAction = WaveAction.RUN
+
+
+class Verb(StrEnum):
+    """What a command can ask for."""
+
+    SYNC = "sync"
+    PIN = "pin"
+    ROLLBACK = "rollback"
+    RETRY = "retry"
+    BENCH = "bench"
+    REPORT = "report"
+
+
+class Command(Document):
+    """Signed by an operator; for one device or one group."""
+
+    id: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
+    scope: Annotated[str, Meta(pattern=r"^(device|group):[A-Za-z0-9._-]{1,64}$")]
+    counter: Counter
+    issued: datetime
+    expires: datetime
+    verb: Verb
+    slot: str | None = None  # None: every slot
+    release: str | None = None  # pin: the name; None lifts the pin
+
+
+class Reply(Document):
+    """The answer to a command; `done`, `failed`, `rejected` and `expired` are last words."""
+
+    id: str
+    status: Literal["accepted", "progress", "done", "failed", "rejected", "expired"]
+    reason: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+def in_wave(device: str, salt: str, share: float) -> bool:
+    """Whether a device is among the first `share` (0 to 1) of a group.
+
+    The same for ever for one salt, and a wider share holds all devices of a narrower one.
+    """
+    point = int.from_bytes(hashlib.sha256(f"{salt}\0{device}".encode()).digest()[:8], "big") / 2**64
+    return point < share
+
+
+def wanted(rollout: Rollout, wave: Wave, device: str) -> Mapping[str, Ref | None]:
+    """The release each slot of this device should run under a pair that was believed.
+
+    A slot whose move has no start and is not yet in the wave wants nothing new: it is left out.
+    """
+    forward = wave.action is not WaveAction.REVERT and in_wave(device, rollout.salt, wave.share)
+    if forward:
+        return {slot: move.goal for slot, move in rollout.slots.items()}
+    return {slot: move.start for slot, move in rollout.slots.items() if move.start is not None}

@@ -1,0 +1,313 @@
+"""What the agent and the runner, and the runner and its seats, say to each other.
+
+One message is one packet of JSON on a SOCK_SEQPACKET unix socket, tagged by its `type`; descriptors travel
+beside it. The agent asks, the runner answers each `Ask` with one `Answer` of the same id, and tells every
+change of facts by an unasked `Facts`. A runner accepts the protocol version of its own and of the release
+before it. Times are seconds on CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import field
+
+from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
+from agent.core.documents import Document
+from agent.core.errors import InputError
+from agent.core.release import Ref, Tensor
+
+PROTOCOL = 1
+MESSAGE_BYTES = 128 * 1024  # one packet; evidence of one candidate is about 2 KB, facts of eight slots 20 KB
+
+
+class Place(Document, order=True):
+    """A release on a candidate: what a seat holds."""
+
+    ref: Ref
+    candidate: Candidate
+
+    def __str__(self) -> str:
+        return f"{self.ref} on {self.candidate}"
+
+
+class Part(Document):
+    """One file of a release as it is handed over: `model.onnx`, `metadata.json`, `config.yaml`, `golden.npz`."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+# --- the agent asks the runner ---------------------------------------------------------------------------------
+
+
+class Hello(Document, tag=True):
+    """First message on a connection. Answer: Welcome."""
+
+    protocol: int = PROTOCOL
+
+
+class Offer(Document, tag=True):
+    """Asks for one empty memory file per part. Answer: Done, with that many descriptors, in order."""
+
+    ref: Ref
+    parts: tuple[Part, ...]
+
+
+class Seal(Document, tag=True):
+    """The parts of a release are written: seal them, check digests, parse. Answer: Done or Refused."""
+
+    ref: Ref
+
+
+class Load(Document, tag=True):
+    """Start a seat and load a release that was sealed before. Answer: Loaded or Refused."""
+
+    slot: str
+    place: Place
+    deadline_s: float = 120.0
+
+
+class Trial(Document, tag=True):
+    """Full trial of a loaded seat: tensors, golden samples, warm-up, benchmark. Answer: Tried or Refused."""
+
+    slot: str
+    place: Place
+    key: str  # the evidence key, kept in the evidence
+    runs: int = 50
+    deadline_s: float = 300.0
+
+
+class Prove(Document, tag=True):
+    """Golden samples alone, for a candidate whose evidence is still good. Answer: Done or Refused."""
+
+    slot: str
+    place: Place
+    deadline_s: float = 60.0
+
+
+class Promote(Document, tag=True):
+    """The standing order of a slot: what serves from now on, and what to fall back to. Answer: Done or Refused.
+
+    A fall-back that is not loaded any more is an order to keep nothing but `place`.
+    """
+
+    slot: str
+    place: Place
+    fallback: Place | None = None
+    hold_s: float = 10.0  # how long requests may wait for a seat before they get 503
+
+
+class Unload(Document, tag=True):
+    """Let a seat finish its requests and end it. Answer: Done."""
+
+    slot: str
+    place: Place
+
+
+class Look(Document, tag=True):
+    """Answer: Facts, with fresh counters."""
+
+
+class Stop(Document, tag=True):
+    """Finish what is in flight and exit. Answer: Done."""
+
+
+Order = Hello | Offer | Seal | Load | Trial | Prove | Promote | Unload | Look | Stop
+
+
+# --- the runner answers ----------------------------------------------------------------------------------------
+
+
+class Welcome(Document, tag=True):
+    """The runner's protocol, what its probe found, and the part of the evidence key that is the same for all."""
+
+    protocol: int
+    pid: int
+    found: tuple[Found, ...]
+
+
+class Done(Document, tag=True):
+    """It is so now."""
+
+
+class Refused(Document, tag=True):
+    """It could not be done, and why."""
+
+    failure: Failure
+
+
+class Loaded(Document, tag=True):
+    """The seat is up."""
+
+    pid: int
+    load_s: float
+
+
+class Tried(Document, tag=True):
+    """What the trial measured."""
+
+    evidence: Evidence
+
+
+class Counters(Document):
+    """Of the serving seat, since it was promoted. Probes of our own are not in it."""
+
+    requests: int = 0
+    errors: int = 0  # answered with a 5xx by fault of the seat
+    not_finite: int = 0  # answers that held NaN or Inf
+    busy_s: float = 0.0  # seconds the seat spent inside run(): capacity = requests / busy_s
+    probes: int = 0
+    probe_failures: int = 0
+    offered_fps: float = 0.0  # over the last seconds
+    latency_ms: Latency | None = None  # of the newest requests, as the client at the door saw them
+
+
+class SeatFacts(Document):
+    """One seat."""
+
+    place: Place
+    state: str  # loading, loaded, proven, serving, warm, draining
+    pid: int
+    rss_mb: float = 0.0
+
+
+class Incident(Document):
+    """Something that the runner answered by itself: a crash, a hang, NaN; and what it did."""
+
+    number: int  # rises by one for each incident of this runner
+    at: float  # monotonic seconds
+    place: Place
+    failure: Failure
+    action: str  # "fell back to ...", "restarted", "gave up"
+
+
+class SlotFacts(Document):
+    """One slot of the runner."""
+
+    serving: Place | None = None
+    serving_since: float = 0.0
+    fallback: Place | None = None
+    seats: tuple[SeatFacts, ...] = ()
+    counters: Counters = Counters()
+    incidents: tuple[Incident, ...] = ()  # the newest few, oldest first
+
+
+class Facts(Document, tag=True):
+    """Everything the runner holds."""
+
+    slots: Mapping[str, SlotFacts] = field(default_factory=dict)
+    held: tuple[Ref, ...] = ()  # releases whose sealed memory files it keeps
+    requests: int = 0  # all slots, since the start of the runner
+    refused: int = 0  # 503 because of a swap or of no model
+
+
+Reply = Welcome | Done | Refused | Loaded | Tried | Facts
+
+
+class Ask(Document, tag=True):
+    """An order with the number under which its answer comes."""
+
+    id: int
+    order: Order
+
+
+class Answer(Document, tag=True):
+    """A reply; id 0 is unasked (Facts that changed)."""
+
+    id: int
+    reply: Reply
+
+
+# --- the runner and a seat ------------------------------------------------------------------------------------
+# Descriptors: SeatLoad brings one per part, LaneOpen two (request and answer arena).
+
+
+class SeatLoad(Document, tag=True):
+    """Load the model; then answer with SeatReady or SeatFailed."""
+
+    place: Place
+    parts: tuple[Part, ...]
+
+
+class SeatTrial(Document, tag=True):
+    """Answer: SeatTried."""
+
+    key: str
+    runs: int
+
+
+class SeatProve(Document, tag=True):
+    """Answer: SeatReady or SeatFailed."""
+
+
+class LaneOpen(Document, tag=True):
+    """A pair of shared arenas for one request at a time. No answer."""
+
+    lane: int
+
+
+class Slice(Document):
+    """A tensor inside an arena."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as numpy names it
+    offset: int
+    size: int  # bytes
+
+
+class SeatRun(Document, tag=True):
+    """Run on the tensors in a lane. Answer: SeatRan, or SeatFailed with the lane."""
+
+    lane: int
+    inputs: tuple[Slice, ...]
+    outputs: tuple[str, ...] = ()  # empty: all
+
+
+class SeatReady(Document, tag=True):
+    """Loaded, or proven."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    providers: tuple[str, ...]
+    load_s: float
+
+
+class SeatTried(Document, tag=True):
+    """What the trial measured."""
+
+    evidence: Evidence
+
+
+class SeatRan(Document, tag=True):
+    """The outputs lie in the lane's answer arena."""
+
+    lane: int
+    outputs: tuple[Slice, ...]
+    busy_s: float
+    finite: bool
+
+
+class SeatFailed(Document, tag=True):
+    """It could not; with a lane when one request failed, without when the seat is of no use."""
+
+    failure: Failure
+    lane: int | None = None
+
+
+ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun
+FromSeat = SeatReady | SeatTried | SeatRan | SeatFailed
+
+
+def encode(message: Any) -> bytes:
+    """One packet.
+
+    Raises:
+        InputError: it is longer than MESSAGE_BYTES.
+    """
+    packet = msgspec.json.encode(message)
+    if len(packet) > MESSAGE_BYTES:
+        raise InputError(f"{type(message).__name__}: message of {len(packet)} bytes; at most {MESSAGE_BYTES}")
+    return packet
