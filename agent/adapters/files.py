@@ -1,0 +1,121 @@
+"""Files that survive a power cut.
+
+A file is replaced whole: temp beside it, fsync, rename, fsync of the folder. A reader sees the old content or
+the new, never half of one. Without the last fsync the rename itself may be lost. A temp file that a crash
+left behind starts with TEMP, is never read, and is removed by whoever opens the folder next.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.core.errors import TransferError
+
+TEMP = ".tmp-"
+COPY_BYTES = 1024 * 1024
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def write_durably(path: Path, content: bytes | BinaryIO, mode: int = 0o640) -> None:
+    """Makes `path` hold `content`, whole or not at all, also when the power goes.
+
+    Raises:
+        TransferError: the disk is full or refuses; what was there before is still there.
+    """
+    with saying_why(path):
+        temp = write_temp(path, content, mode)
+        try:
+            temp.replace(path)
+        except OSError:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_temp(path: Path, content: bytes | BinaryIO, mode: int = 0o640) -> Path:
+    """A synced temp file beside `path` with `content`; the caller renames, links or removes it."""
+    number, name = tempfile.mkstemp(prefix=TEMP, dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                shutil.copyfileobj(content, file, COPY_BYTES)
+            os.fchmod(number, mode)
+            file.flush()
+            os.fsync(number)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames, new names and removals in `folder` durable."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what others wrote to `path` durable."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def read_or_none(path: Path) -> bytes | None:
+    """The whole file, or None when there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def remove_temps(folder: Path) -> None:
+    """Removes what a crash left behind in `folder`."""
+    for left in folder.glob(f"{TEMP}*"):
+        with suppress(OSError):
+            left.unlink()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this process may still write where `path` is, or would be."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def writer(path: Path) -> FileIO:
+    """An unbuffered file for reading and writing at offsets; made when absent, never cut."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    return os.fdopen(number, "r+b", buffering=0)
+
+
+@contextmanager
+def saying_why(path: Path) -> Iterator[None]:
+    """Turns an error of the disk into a TransferError with what, where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise TransferError(_disk_sentence(path, error)) from error
+
+
+def _disk_sentence(path: Path, error: OSError) -> str:
+    if error.errno in NO_ROOM:
+        with suppress(OSError):
+            free = free_bytes(path)
+            return f"{path}: the disk is full ({free / 1e6:.1f} MB free): make room; it is tried again"
+    return f"{path}: the disk refused ({error.strerror or error}): check the folder's owner, mode and health"

@@ -1,0 +1,249 @@
+"""A store holds bytes under keys. It belongs to nobody we trust: whatever comes from it is verified by the caller.
+
+1. Calls block; they run in a worker thread. None of them tries again: the caller's loop is the retry policy.
+2. A read is limited by its caller; a longer object is a TrustError, not a full memory.
+3. An etag is an opaque word for "the same bytes as before", never a digest.
+4. With an offset, the answer counts only if it says exactly which bytes it brings; the status alone is not believed.
+5. A key cannot leave the store: no "..", no empty step, no backslash.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from agent.adapters import files
+from agent.core.errors import InputError, TransferError, TrustError
+
+CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's memory, large beside a system call
+KEY_BYTES = 1024  # what S3 allows
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # a FAT stick
+
+
+class Missing(TransferError):  # noqa: N818  an answer, named as it reads
+    """There is nothing under this key."""
+
+
+class Denied(TransferError):  # noqa: N818  an answer, named as it reads
+    """These credentials may not; S3 also says so of a missing key to those who may not list."""
+
+
+class Changed(TransferError):  # noqa: N818  an answer, named as it reads
+    """Other bytes than before lie under this key, or the store cannot continue where we stopped."""
+
+
+class Exists(InputError):  # noqa: N818  an answer, named as it reads
+    """Something lies under this key already, and it was not to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An open answer. `start` is where its bytes begin; 0 although an offset was asked: from the beginning."""
+
+    etag: str
+    size: int  # of the whole object
+    start: int
+    pieces: Iterator[bytes]
+    close: Callable[[], None]
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes from `start`, in pieces of at most CHUNK_BYTES. They may end early without an error."""
+        return self.pieces
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Store(Protocol):
+    """What S3, a folder and the fake in the tests have in common."""
+
+    def read(self, key: str, limit: int) -> bytes:
+        """The whole object.
+
+        Raises:
+            Missing: there is none.
+            TrustError: it is longer than `limit` bytes.
+            TransferError: it could not be had now.
+        """
+        ...
+
+    def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
+        """The object from byte `start`, for use in a `with`; with `etag`, only of the same bytes as before.
+
+        Raises:
+            Missing: there is none.
+            Changed: the etag is another, or `start` cannot be served.
+            TransferError: it could not be had now.
+        """
+        ...
+
+    def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
+        """Puts the object there, whole or not at all.
+
+        Raises:
+            Exists: `if_absent`, and there is one.
+            TransferError: it could not be written now.
+        """
+        ...
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that begins with `prefix`, sorted."""
+        ...
+
+
+def open_store(
+    url: str,
+    *,
+    endpoint: str | None = None,
+    region: str | None = None,
+    access_key: str | None = None,
+    secret_key: str | None = None,
+    ca: str | None = None,
+) -> Store:
+    """The store at `s3://bucket/prefix` or `file:///path`. Nothing is contacted yet.
+
+    Args:
+        url: where it is.
+        endpoint: URL of an S3-compatible server; None is AWS.
+        region: None takes the SDK's own choice.
+        access_key: None takes the SDK's usual chain (environment, files, instance role).
+        secret_key: with `access_key`.
+        ca: a PEM file with the authorities to trust instead of the system's.
+
+    Raises:
+        InputError: the URL is not one of these, or the settings do not fit together.
+    """
+    parts = urlsplit(url)
+    prefix = unquote(parts.path).strip("/")
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and prefix:
+        return FileStore(Path("/") / prefix)
+    if parts.scheme == "s3" and parts.netloc:
+        from agent.adapters.s3 import S3Store  # noqa: PLC0415  the SDK costs 340 ms and 45 MB that a folder never needs
+
+        return S3Store.open(
+            parts.netloc, prefix, endpoint=endpoint, region=region, keys=(access_key, secret_key), ca=ca
+        )
+    raise InputError(f"{url}: not a store; write s3://bucket/prefix or file:///path/to/folder")
+
+
+def check_key(key: str) -> str:
+    """The key, when it is one.
+
+    Raises:
+        InputError: it could leave the store.
+    """
+    steps = key.split("/")
+    if "\\" in key or "\0" in key or len(key.encode()) > KEY_BYTES or any(step in {"", ".", ".."} for step in steps):
+        raise InputError(f"key {key[:80]!r}: a key is a relative path without '..', empty steps or backslashes")
+    return key
+
+
+def read_limited(download: Download, name: str, limit: int) -> bytes:
+    """All bytes of an answer from its beginning; the rules of `Store.read`."""
+    with download:
+        if download.size > limit:
+            raise TrustError(f"{name}: {download.size} bytes; at most {limit} are believed: its publisher must look")
+        content = b"".join(download.chunks())
+    if len(content) != download.size:
+        raise TransferError(f"{name}: {len(content)} of {download.size} bytes came: it is tried again")
+    return content
+
+
+class FileStore:
+    """A folder as a store: a stick, a mirror, a test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, key: str, limit: int) -> bytes:
+        """As `Store.read`."""
+        return read_limited(self.stream(key), key, limit)
+
+    def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
+        """As `Store.stream`."""
+        path = self._path(key)
+        number = self._open(path, key)
+        found = os.fstat(number)
+        mark = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+        if (etag not in {None, mark}) or start > found.st_size:
+            os.close(number)
+            raise Changed(f"{path}: it is not the file it was: it is fetched from its beginning")
+        os.lseek(number, start, os.SEEK_SET)
+        file = os.fdopen(number, "rb", buffering=0)
+        return Download(mark, found.st_size, start, _pieces(file, path, found.st_size - start), file.close)
+
+    def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
+        """As `Store.write`."""
+        path = self._path(key)
+        with files.saying_why(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not if_absent:
+                files.write_durably(path, content, 0o644)
+                return
+            temp = files.write_temp(path, content, 0o644)
+            try:
+                _take_name(temp, path, key)
+                files.sync_folder(path.parent)
+            finally:
+                temp.unlink(missing_ok=True)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """As `Store.keys`."""
+        if prefix:
+            check_key(prefix.removesuffix("/"))
+        found = (path for path in self.root.rglob("*") if not path.name.startswith(files.TEMP) and path.is_file())
+        yield from sorted(key for path in found if (key := path.relative_to(self.root).as_posix()).startswith(prefix))
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _open(self, path: Path, key: str) -> int:
+        """A descriptor of a plain file inside the store: a stick may hold links, pipes and devices."""
+        try:
+            if not path.resolve(strict=True).is_relative_to(self.root.resolve()):
+                raise Missing(f"{key}: it is a link out of {self.root}; put the file itself there")
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Missing(f"{key}: not in {self.root}") from error
+        except (OSError, RuntimeError) as error:
+            raise TransferError(f"{path}: cannot be opened ({error}): check its owner and mode") from error
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise Missing(f"{key}: not a file in {self.root}")
+        return number
+
+
+def _pieces(file: BinaryIO, path: Path, left: int) -> Iterator[bytes]:
+    while left > 0:
+        try:
+            piece = file.read(min(CHUNK_BYTES, left))
+        except OSError as error:
+            raise TransferError(f"{path}: reading failed ({error}): check the disk or stick") from error
+        if not piece:
+            return
+        left -= len(piece)
+        yield piece
+
+
+def _take_name(temp: Path, path: Path, key: str) -> None:
+    """Gives `temp` its name unless somebody has it; on a file system without links, two writers may race."""
+    try:
+        os.link(temp, path)
+    except FileExistsError as error:
+        raise Exists(f"{key}: exists; a name is never given to other bytes: choose a new one") from error
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if path.exists():
+            raise Exists(f"{key}: exists; a name is never given to other bytes: choose a new one") from error
+        temp.replace(path)
