@@ -4,7 +4,7 @@ A `Document` is a frozen value read from JSON or YAML. An unknown key is an erro
 mistake), unless the type says `OpenDocument`: such documents carry keys for other readers.
 """
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 import yaml
@@ -14,10 +14,12 @@ from agent.core.errors import InputError
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
     """A frozen value with a strict form."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class OpenDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A frozen value that leaves keys it does not know to other readers."""
 
