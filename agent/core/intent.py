@@ -22,6 +22,7 @@ from agent.core.release import Ref
 
 Counter = Annotated[int, Meta(ge=1, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Moment = Annotated[datetime, Meta(tz=True)]  # a time without its zone cannot be compared
 
 ROLLOUT_TYPE = "application/vnd.edge-model-agent.rollout+json"
 WAVE_TYPE = "application/vnd.edge-model-agent.wave+json"
@@ -41,10 +42,10 @@ class Rollout(Document):
 
     group: str
     counter: Counter
-    issued: datetime
+    issued: Moment
     slots: Mapping[str, Move]
     shares: tuple[Share, ...] = (1.0,)
-    expires: datetime | None = None  # stops widening then; what stands, stands
+    expires: Moment | None = None  # stops widening then; what stands, stands
     salt: str = ""
     soak_s: Annotated[float, Meta(ge=0)] = 600.0
 
@@ -63,7 +64,7 @@ class Wave(Document):
 
     group: str
     counter: Counter
-    issued: datetime
+    issued: Moment
     rollout: str  # SHA-256 of the rollout's payload
     share: Share
     action: WaveAction = WaveAction.RUN
@@ -86,8 +87,8 @@ class Command(Document):
     id: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
     scope: Annotated[str, Meta(pattern=r"^(device|group):[A-Za-z0-9._-]{1,64}$")]
     counter: Counter
-    issued: datetime
-    expires: datetime
+    issued: Moment
+    expires: Moment
     verb: Verb
     slot: str | None = None  # None: every slot
     release: str | None = None  # pin: the name; None lifts the pin
