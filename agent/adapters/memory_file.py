@@ -1,0 +1,116 @@
+"""Memory files (memfd): how weights and tensors pass between processes without touching a disk.
+
+1. A part of a release is reserved whole by the runner before the agent writes it, so its pages are charged to
+   the runner; it is sealed against every change before its digest is taken, so nobody can change it after.
+2. An arena is for tensors: it may grow, and is sealed against shrinking, so that no peer can make us fault
+   (SIGBUS) on memory that we map.
+3. Every mapping is left out of core dumps.
+"""
+
+import fcntl
+import hashlib
+import mmap
+import os
+
+from agent.core.errors import TransferError
+
+FROZEN = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+GROWABLE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+def reserve(name: str, size: int) -> int:
+    """A descriptor of an empty file with memory for `size` bytes.
+
+    Raises:
+        TransferError: there is no memory for it now.
+    """
+    number = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        if size:
+            os.posix_fallocate(number, 0, size)
+    except OSError as error:
+        os.close(number)
+        raise TransferError(
+            f"{name}: no memory for {size} bytes now ({error.strerror}); free some, then again"
+        ) from error
+    return number
+
+
+def arena(name: str, size: int) -> int:
+    """A descriptor of a file that may grow and never shrinks."""
+    number = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(number, size)
+    fcntl.fcntl(number, fcntl.F_ADD_SEALS, GROWABLE)
+    return number
+
+
+def seal(number: int) -> None:
+    """Makes the content final for everybody who holds the file.
+
+    Raises:
+        TransferError: somebody still has it mapped for writing.
+    """
+    try:
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, FROZEN)
+    except OSError as error:
+        raise TransferError(f"memory file {number} is still mapped for writing: unmap it, then seal again") from error
+
+
+def is_sealed(number: int) -> bool:
+    """Whether nothing can change the content any more."""
+    return fcntl.fcntl(number, fcntl.F_GET_SEALS) & FROZEN == FROZEN
+
+
+def digest(number: int) -> str:
+    """The SHA-256 of the content, in hexadecimal."""
+    if not size(number):
+        return hashlib.sha256().hexdigest()
+    with _readable(number) as content:
+        return hashlib.sha256(content).hexdigest()
+
+
+def read(number: int) -> bytes:
+    """All of the content."""
+    if not size(number):
+        return b""
+    with _readable(number) as content:
+        return content[:]
+
+
+def write(number: int, content: bytes) -> None:
+    """Puts `content` at the start."""
+    view, place = memoryview(content), 0
+    while place < len(view):
+        place += os.pwrite(number, view[place:], place)
+
+
+def size(number: int) -> int:
+    """Bytes in the file."""
+    return os.fstat(number).st_size
+
+
+def grow(number: int, wanted: int) -> None:
+    """Makes an arena at least `wanted` bytes long."""
+    if size(number) < wanted:
+        os.ftruncate(number, wanted)
+
+
+def map_shared(number: int) -> mmap.mmap:
+    """All of an arena as it is now, for reading and writing."""
+    content = mmap.mmap(number, 0)
+    content.madvise(mmap.MADV_DONTDUMP)
+    return content
+
+
+def map_for_reading(number: int) -> mmap.mmap:
+    """All of an arena as it is now; a write to it is an error."""
+    content = mmap.mmap(number, 0, prot=mmap.PROT_READ)
+    content.madvise(mmap.MADV_DONTDUMP)
+    return content
+
+
+def _readable(number: int) -> mmap.mmap:
+    # Private: before Linux 6.7 a file sealed against writing cannot be mapped shared.
+    content = mmap.mmap(number, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    content.madvise(mmap.MADV_DONTDUMP)
+    return content
