@@ -1,0 +1,1 @@
+"""Believes: bytes in, verified values out. Pure; tests/test_layers.py keeps it so."""

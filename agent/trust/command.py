@@ -1,0 +1,76 @@
+"""A command is checked in one order; a bad one is answered, never raised, and moves no counter.
+
+Length, form, type, signatures, schema, scope, counter, expiry. The counter of a scope only rises; it is bound to
+the operators' key set, so that a counter burnt by a stolen key is void once the key is revoked. Whoever acts on
+a command stores its counter durably first. A redelivered command is known by its id before it comes here.
+"""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from typing import Literal
+
+from tuf.api.metadata import Targets
+
+from agent.core.documents import Document
+from agent.core.errors import TrustError
+from agent.core.intent import COMMAND_TYPE, Command
+from agent.trust.envelope import keyset, open_envelope, parse_signed
+
+COMMAND_BYTES = 16 * 1024  # an envelope with five signatures is under 2 KB
+SKEW = timedelta(seconds=300)  # how far the clocks of a desk and a device may be apart
+ROLE = "operators"
+
+
+class Refusal(Document):
+    """Why a command is not carried out; status and reason of the reply."""
+
+    status: Literal["rejected", "expired"]
+    reason: str
+
+
+def believe_command(
+    raw: bytes, targets: Targets, device: str, groups: Collection[str], floors: Mapping[str, int], now: datetime
+) -> Command | Refusal:
+    """The command, or why not.
+
+    `floors` holds the highest counter taken under each `floor_key`.
+    """
+    try:
+        payload = open_envelope(raw, COMMAND_TYPE, ROLE, targets, COMMAND_BYTES)
+        command = parse_signed(Command, payload, "command")
+    except TrustError as error:
+        return Refusal(status="rejected", reason=str(error))
+    floor = floors.get(floor_key(command.scope, targets), 0)
+    return misdirected(command, device, groups) or replayed(command, floor) or out_of_time(command, now) or command
+
+
+def floor_key(scope: str, targets: Targets) -> str:
+    """Under which the highest counter of a scope is kept, for today's keys."""
+    return f"{scope}@{keyset(targets, ROLE)}"
+
+
+def misdirected(command: Command, device: str, groups: Collection[str]) -> Refusal | None:
+    """A command for somebody else."""
+    if command.scope in {f"device:{device}", *(f"group:{group}" for group in groups)}:
+        return None
+    return Refusal(status="rejected", reason=f"the command is for {command.scope}; this is device:{device}")
+
+
+def replayed(command: Command, floor: int) -> Refusal | None:
+    """A command that is not newer than one that was taken."""
+    if command.counter > floor:
+        return None
+    return Refusal(
+        status="rejected",
+        reason=f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew",
+    )
+
+
+def out_of_time(command: Command, now: datetime) -> Refusal | None:
+    """A command that is over, or comes from the future."""
+    if command.issued > now + SKEW:
+        reason = f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks"
+        return Refusal(status="rejected", reason=reason)
+    if now > command.expires + SKEW:
+        return Refusal(status="expired", reason=f"expired {command.expires.isoformat()}; send it again")
+    return None

@@ -1,0 +1,158 @@
+"""A deployment is believed as a pair: what operators allow, and how far the controller goes inside it.
+
+1. Each half has its own role: the rollout is signed by `operators`, the wave by `controller`.
+2. The wave names this rollout by digest, this group, and a share the rollout lists. It can never name a release.
+3. Counters only rise: (rollout, wave) is above the last pair taken, or the very same pair. One rollout counter
+   belongs to one rollout for ever.
+4. What was taken counts while the signatures that made it would still be believed. Revoking a stolen key so also
+   voids a counter that the thief used up; adding a key voids nothing.
+5. A rollout stops widening at its expiry. Narrowing, pausing, halting and reverting never expire.
+"""
+
+from datetime import datetime, timedelta
+
+from tuf.api.metadata import Targets
+
+from agent.core.documents import Document
+from agent.core.errors import TrustError
+from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Rollout, Share, Wave, WaveAction
+from agent.trust.envelope import Envelope, Opened, parse_bounded, parse_signed, still_believed, verify
+
+PAIR_BYTES = 256 * 1024  # two envelopes in base64; a rollout of 500 slots is about 150 KB
+AHEAD = timedelta(days=1)  # a device without a clock lives on the time of its last refresh, up to a day old
+
+
+class Pair(Document):
+    """A deployment on the wire."""
+
+    rollout: Envelope
+    wave: Envelope
+
+
+class Taken(Document):
+    """What a device remembers of the last pair that it took. The device keeps it; a new device has none."""
+
+    rollout: int = 0
+    wave: int = 0
+    rollout_digest: str = ""
+    wave_digest: str = ""
+    rollout_signers: tuple[str, ...] = ()
+    wave_signers: tuple[str, ...] = ()
+    reach: Share = 0.0  # share of the group that runs the goals under this pair
+
+
+class Deployment(Document):
+    """A pair that was believed, and what to remember of it."""
+
+    rollout: Rollout
+    wave: Wave
+    taken: Taken
+    same: bool  # it is the pair that was taken last
+
+
+def make_pair(rollout: bytes, wave: bytes) -> bytes:
+    """Two envelopes as one deployment."""
+    return b'{"rollout":' + rollout + b',"wave":' + wave + b"}"
+
+
+def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, now: datetime) -> Deployment:
+    """The pair that `raw` holds, for a device of `group` that took `floor` last.
+
+    Raises:
+        TrustError: any rule of this file is broken; says which.
+    """
+    pair = parse_bounded(Pair, raw, PAIR_BYTES, "deployment")
+    opened = verify(pair.rollout, ROLLOUT_TYPE, "operators", targets)
+    rollout = parse_signed(Rollout, opened.payload, "rollout")
+    opened_wave = verify(pair.wave, WAVE_TYPE, "controller", targets)
+    wave = parse_signed(Wave, opened_wave.payload, "wave")
+    check_match(rollout, opened.digest, wave, group)
+    check_issued(rollout, wave, now)
+    floor = standing(floor, targets)
+    taken = remember(rollout, opened, wave, opened_wave)
+    same = check_counters(taken, floor)
+    if not same:
+        check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
+    return Deployment(rollout=rollout, wave=wave, taken=taken, same=same)
+
+
+def remember(rollout: Rollout, opened: Opened, wave: Wave, opened_wave: Opened) -> Taken:
+    """What to keep of a pair."""
+    return Taken(
+        rollout=rollout.counter,
+        wave=wave.counter,
+        rollout_digest=opened.digest,
+        wave_digest=opened_wave.digest,
+        rollout_signers=opened.signers,
+        wave_signers=opened_wave.signers,
+        reach=reach(wave),
+    )
+
+
+def reach(wave: Wave) -> float:
+    """The share of the group that runs the goals under this wave."""
+    return 0.0 if wave.action is WaveAction.REVERT else wave.share
+
+
+def standing(floor: Taken, targets: Targets) -> Taken:
+    """As much of what was taken as its signatures still carry."""
+    if not still_believed(floor.rollout_signers, "operators", targets):
+        return Taken()
+    if not still_believed(floor.wave_signers, "controller", targets):
+        return Taken(rollout=floor.rollout, rollout_digest=floor.rollout_digest, rollout_signers=floor.rollout_signers)
+    return floor
+
+
+def check_match(rollout: Rollout, digest: str, wave: Wave, group: str) -> None:
+    """Both are for this group, and the wave stays inside this rollout."""
+    for kind, named in (("rollout", rollout.group), ("wave", wave.group)):
+        if named != group:
+            raise TrustError(
+                f"{kind} {named}: this device is of group {group}; somebody serves it another's deployment"
+            )
+    if wave.rollout != digest:
+        raise TrustError(
+            f"wave {wave.counter}: names the rollout {wave.rollout[:12]}, but comes with {digest[:12]}; "
+            "the controller must sign a wave for this rollout"
+        )
+    if wave.share not in {0.0, *rollout.shares}:
+        raise TrustError(f"wave {wave.counter}: share {wave.share} is not one of the rollout's {list(rollout.shares)}")
+
+
+def check_issued(rollout: Rollout, wave: Wave, now: datetime) -> None:
+    """Neither half comes from the future."""
+    for kind, issued in (("rollout", rollout.issued), ("wave", wave.issued)):
+        if issued > now + AHEAD:
+            raise TrustError(
+                f"{kind}: issued {issued.isoformat()}, in the future of {now.isoformat()}; check both clocks"
+            )
+
+
+def check_counters(taken: Taken, floor: Taken) -> bool:
+    """Whether it is the pair taken last; raises unless it is that or a newer one."""
+    if taken.rollout == floor.rollout and taken.rollout_digest != floor.rollout_digest:
+        raise TrustError(
+            f"rollout {taken.rollout}: another rollout with this counter was taken; sign it with a higher one"
+        )
+    if (taken.rollout, taken.wave) > (floor.rollout, floor.wave):
+        return False
+    if (taken.rollout_digest, taken.wave_digest) == (floor.rollout_digest, floor.wave_digest):
+        return True
+    raise TrustError(
+        f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was taken; "
+        "somebody replays it, or its author must sign it with a higher counter"
+    )
+
+
+def check_reach(rollout: Rollout, wave: Wave, last: Taken | None) -> None:
+    """A wave made after the rollout's expiry does not reach further than the last one.
+
+    A device that saw no wave of this rollout cannot compare: there, only running counts as widening.
+    """
+    if rollout.expires is None or wave.issued <= rollout.expires:
+        return
+    widens = reach(wave) > last.reach if last is not None else wave.action is WaveAction.RUN
+    if widens:
+        raise TrustError(
+            f"wave {wave.counter}: widens a rollout that expired {rollout.expires.isoformat()}; sign a new rollout"
+        )

@@ -1,0 +1,93 @@
+"""The listing: what TUF signs about a release beside length and hash, in the target's `custom`.
+
+It is public: a small summary that a device judges before downloading, and the wrapped content keys. `fmt` is one
+word for the whole format; an agent opens the formats it names here and no others, so there is nothing to negotiate.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from agent.core.documents import Document, from_tree, to_tree
+from agent.core.errors import InputError, TrustError
+from agent.trust.grant import Epoch
+
+FORMAT: Literal["cob256+zstd+bg/v1"] = "cob256+zstd+bg/v1"
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{2,126}", re.ASCII)
+
+
+class Wrap(Document):
+    """The content key for one epoch of one group."""
+
+    group: str
+    epoch: Epoch
+    key: bytes
+
+
+class Listing(Document):
+    """The `custom` of a release's TUF target."""
+
+    fmt: Literal["cob256+zstd+bg/v1"]
+    size: Annotated[int, Meta(ge=1)]  # bytes of all parts together, opened
+    wraps: tuple[Wrap, ...]
+    task: str
+    architecture: str
+    dataset: str
+    version: str
+    memory_mb: Annotated[float, Meta(ge=0)]
+    opset: Annotated[int, Meta(ge=1)]
+    min_agent: str = "0.1.0"
+
+    def tree(self) -> dict[str, Any]:
+        """As it stands in TUF metadata."""
+        tree: dict[str, Any] = to_tree(self)
+        return tree
+
+    def wrap(self, group: str, epochs: Iterable[int]) -> Wrap:
+        """The content key for the newest of the epochs of a group that a device was granted.
+
+        Raises:
+            TrustError: there is none.
+        """
+        held = set(epochs)
+        fitting = [wrap for wrap in self.wraps if wrap.group == group and wrap.epoch in held]
+        if not fitting:
+            sealed = sorted({(one.group, one.epoch) for one in self.wraps})
+            raise TrustError(
+                f"this release is sealed for {sealed}; this device holds "
+                f"epochs {sorted(held)} of group {group}: publish for that group, or grant the device the epoch"
+            )
+        return max(fitting, key=lambda wrap: wrap.epoch)
+
+
+def read_listing(custom: Any, where: str) -> Listing:
+    """The listing of a verified target; `where` is its path.
+
+    Raises:
+        TrustError: there is none, its format is not ours, or it is malformed.
+    """
+    if not isinstance(custom, dict) or custom.get("fmt") != FORMAT:
+        named = custom.get("fmt") if isinstance(custom, dict) else None
+        raise TrustError(
+            f"{where}: its format is {named!r}; this agent opens {FORMAT!r}: upgrade it, or publish it anew"
+        )
+    try:
+        return from_tree(Listing, custom, where)
+    except InputError as error:
+        raise TrustError(f"{error}; publish it anew") from error
+
+
+def target_path(name: str) -> str:
+    """Where TUF lists a release.
+
+    The name begins with its task, so a team's role is given `releases/face_detection_*`: no folder per task is needed,
+    which a device without the registry of tasks could not tell from the name.
+
+    Raises:
+        InputError: no release can have this name.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"release {name!r}: a name has lower-case letters, digits, '_' and '-', at most 127")
+    return f"releases/{name}.sealed"
