@@ -1,0 +1,46 @@
+"""What systemd and a service say to each other: environment variables, one datagram socket, passed descriptors.
+
+Outside systemd none of the variables is set and every call here does nothing. Formats: sd_notify(3),
+sd_watchdog_enabled(3), sd_listen_fds(3).
+"""
+
+import os
+import socket
+from contextlib import suppress
+
+FIRST_DESCRIPTOR = 3
+BEATS_PER_DEADLINE = 3  # one lost beat is no reason to be killed
+
+
+def notify(text: str) -> None:
+    """Tells systemd, e.g. `READY=1`, `STATUS=...`, `WATCHDOG=1`."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    # A state that cannot be told is told next time; when it is the watchdog, systemd itself will answer.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
+        door.sendto(text.encode(), address)
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two `WATCHDOG=1`, or None when nobody waits for them."""
+    deadline, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not deadline.isdigit() or (process and process != str(os.getpid())):
+        return None
+    return int(deadline) / 1e6 / BEATS_PER_DEADLINE
+
+
+def listen_sockets() -> dict[str, socket.socket]:
+    """The sockets that systemd opened for us, by the name in the socket unit; once: children get none of it."""
+    process, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if process != str(os.getpid()) or not count.isdigit():
+        return {}
+    passed = {}
+    for number in range(int(count)):
+        descriptor = FIRST_DESCRIPTOR + number
+        os.set_inheritable(descriptor, False)  # noqa: FBT003  its only parameter
+        passed[names[number] if number < len(names) else f"unnamed-{number}"] = socket.socket(fileno=descriptor)
+    return passed
