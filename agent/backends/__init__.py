@@ -1,0 +1,140 @@
+"""Runs models: one Session over ONNX Runtime, OpenVINO and TensorRT.
+
+1. Inference libraries are imported when a session of theirs is opened, never with this package.
+2. A backend is present when it has just computed a small model right, not when its library says so: wheels list
+   providers that were compiled in, on machines that have no such device.
+3. Present or not, a probe says what to do next.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, cast
+
+import numpy as np
+
+from agent.backends.hardware import board, gpu
+from agent.backends.onnx_file import OnnxHead, check_compatibility, check_opset, read_head
+from agent.backends.session import NodeArg, Session
+from agent.core.candidate import GPU, Backend, Candidate, Found
+from agent.core.errors import BackendError, EdgeError, InputError, Kind
+from agent.core.release import Compatibility, Config
+
+__all__ = [
+    "OPTIONS",
+    "NodeArg",
+    "OnnxHead",
+    "Session",
+    "check_model",
+    "check_opset",
+    "open_session",
+    "probe",
+    "probe_backend",
+    "read_head",
+]
+
+OPTIONS: Mapping[Backend, frozenset[str]] = {  # the keys under `optimization:` that mean something
+    Backend.TENSORRT: frozenset({"precision", "workspace_mb", "cpu_nodes", "profiles"}),
+    Backend.CUDA: frozenset({"precision", "cpu_nodes"}),
+    Backend.OPENVINO: frozenset({"precision", "device"}),
+    Backend.CPU: frozenset({"precision"}),
+}
+_NEXT = {  # what to do about an absent backend
+    Backend.TENSORRT: "on a Jetson install JetPack's python3-libnvinfer; elsewhere the gpu extra and TensorRT 10",
+    Backend.CUDA: "install the gpu extra instead of cpu, and CUDA and cuDNN of its version; on a Jetson use TensorRT",
+    Backend.OPENVINO: "install the openvino extra",
+    Backend.CPU: "install the cpu extra",
+}
+# y = relu(x @ x), x float32 [2, 2], opset 13, IR 8; written with onnx.helper.
+_TINY = bytes.fromhex(
+    "080812003a4e0a110a01780a017812016d22064d61744d756c0a0c0a016d120179220452656c751201675a130a0178120e0a"
+    "0c080112080a0208020a02080262130a0179120e0a0c080112080a0208020a02080242040a00100d"
+)
+_CONFIG = Config(input_size=(2, 2), confidence_threshold=0.0)
+_INPUT = np.array([[1, 2], [-3, 4]], np.float32)
+
+
+def open_session(path: str, candidate: Candidate, config: Config) -> Session:
+    """A session on exactly the candidate's backend; `path` may be `/proc/self/fd/N` of a sealed memory file.
+
+    Raises:
+        BackendError: STRUCTURE, when there is no ONNX model at `path`; else this device cannot run it; says why.
+    """
+    try:
+        return _library(candidate.backend).open_session(path, candidate, config)
+    except InputError as error:
+        raise BackendError(str(error), Kind.STRUCTURE) from error
+
+
+def check_model(path: str, compatibility: Compatibility, backend: Backend) -> None:
+    """Return when the backend's runtime can be expected to load the model; costs no loading.
+
+    Raises:
+        BackendError: STRUCTURE, when the file is no model or not the declared one; BACKEND, when the runtime is too
+            old.
+    """
+    try:
+        head = read_head(path)
+    except InputError as error:
+        raise BackendError(str(error), Kind.STRUCTURE) from error
+    library = _library(backend)
+    check_compatibility(head, compatibility, library.NAME, library.VERSION, library.supported_opset())
+
+
+def probe() -> tuple[Found, ...]:
+    """For every backend whether it works on this device, or why not and what to do. Loads libraries: use a child."""
+    return tuple(probe_backend(backend) for backend in Backend)
+
+
+def probe_backend(backend: Backend) -> Found:
+    """What a real run of a small model on one backend found out."""
+    device = gpu() if backend in GPU else board()
+    try:
+        with _tiny_model() as path, closing(open_session(path, Candidate(backend=backend), _CONFIG)) as session:
+            output = session.run(None, {"x": _INPUT})[0]
+    except (EdgeError, OSError) as error:
+        return Found(backend=backend, present=False, reason=f"{error}. Next: {_NEXT[backend]}")
+    if not np.allclose(output, np.maximum(_INPUT @ _INPUT, 0), atol=1e-3):
+        return Found(backend=backend, present=False, reason=f"it computes wrong on {device}. Next: {_NEXT[backend]}")
+    library = _library(backend)
+    return Found(
+        backend=backend, present=True, version=f"{library.NAME} {library.VERSION}; {device}", devices=(device,)
+    )
+
+
+@contextmanager
+def _tiny_model() -> Iterator[str]:
+    descriptor = os.memfd_create("probe", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, _TINY)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+class _Library(Protocol):
+    """What each module around an inference library offers."""
+
+    NAME: str
+    VERSION: str
+
+    def open_session(self, path: str, candidate: Candidate, config: Config) -> Session:
+        """A session on exactly the candidate's backend."""
+
+    def supported_opset(self) -> int | None:
+        """The highest version of the standard operators; None where the library does not tell."""
+
+
+def _library(backend: Backend) -> _Library:
+    """Imports it: TensorRT's own module where there is one, else ONNX Runtime's provider for it."""
+    name = "onnx_runtime"
+    if backend is Backend.OPENVINO:
+        name = "open_vino"
+    elif backend is Backend.TENSORRT and find_spec("tensorrt") is not None:
+        name = "tensor_rt"
+    try:
+        return cast("_Library", import_module(f"agent.backends.{name}"))
+    except ImportError as error:
+        raise BackendError(f"{backend} is not on this device: {error}") from error

@@ -1,0 +1,134 @@
+"""Golden samples: inputs, and what the model answered to them in float32 when it was published.
+
+1. An `.npz` file with `in.<name>` and `out.<name>`; the first axis counts samples. Where the tensor's own first axis
+   is a batch, the samples stand on it: sample i is `[i:i+1]`, or the i-th batch of a fixed size.
+2. An output passes when every |difference| <= atol + rtol * |reference|. NaN or Inf is never close to anything.
+3. A device never makes its own reference.
+"""
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agent.backends.session import Array, Session
+from agent.core.candidate import Deviation
+from agent.core.errors import BackendError, Kind
+from agent.core.release import Gates, Metadata, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call of the model, and its answer."""
+
+    feeds: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+def load_golden(source: bytes | str | Path, metadata: Metadata) -> tuple[Sample, ...]:
+    """The golden samples of a release.
+
+    Raises:
+        BackendError: STRUCTURE; the file is not one of golden samples for these tensors.
+    """
+    arrays = _arrays(source)
+    feeds = _split(arrays, "in.", metadata.inputs)
+    outputs = _split(arrays, "out.", metadata.outputs, len(feeds))
+    return tuple(Sample(feed, output) for feed, output in zip(feeds, outputs, strict=True))
+
+
+def load_feeds(source: bytes | str | Path, inputs: Sequence[Tensor]) -> tuple[Mapping[str, Array], ...]:
+    """The inputs alone, where there are no references yet: when publishing."""
+    return _split(_arrays(source), "in.", inputs)
+
+
+def save_golden(samples: Sequence[Sample]) -> bytes:
+    """The samples as an `.npz` file, each with an axis of its own in front."""
+    stacked: dict[str, Array] = {}
+    for name in samples[0].feeds:
+        stacked[f"in.{name}"] = np.stack([sample.feeds[name] for sample in samples])
+    for name in samples[0].outputs:
+        stacked[f"out.{name}"] = np.stack([sample.outputs[name] for sample in samples])
+    file = io.BytesIO()
+    np.savez_compressed(file, **stacked)  # type: ignore[arg-type] # numpy's own stub mixes a flag with the arrays
+    return file.getvalue()
+
+
+def compare(session: Session, golden: Sequence[Sample], gates: Gates) -> tuple[Deviation, ...]:
+    """How far each output is from its reference over all samples.
+
+    Raises:
+        BackendError: PARITY, for NaN, Inf or another shape.
+    """
+    worst: dict[str, Deviation] = {}
+    for sample in golden:
+        names = list(sample.outputs)
+        for name, given in zip(names, session.run(names, sample.feeds), strict=True):
+            found = deviation(name, given, sample.outputs[name], gates)
+            before = worst.get(name, found)
+            worst[name] = Deviation(
+                output=name, max_abs=max(before.max_abs, found.max_abs), within=before.within and found.within
+            )
+    return tuple(worst.values())
+
+
+def deviation(name: str, given: Array, reference: Array, gates: Gates) -> Deviation:
+    """How far one answer is from its reference; raises as `compare`."""
+    if not is_finite(given):
+        raise BackendError(f"output {name}: holds NaN or Inf", Kind.PARITY)
+    if given.shape != reference.shape:
+        raise BackendError(
+            f"output {name}: shape {list(given.shape)}; its reference has {list(reference.shape)}", Kind.PARITY
+        )
+    tolerance = gates.tolerance(name)
+    expected = reference.astype(np.float64)
+    difference = np.abs(given.astype(np.float64) - expected)
+    within = bool(np.all(difference <= tolerance.atol + tolerance.rtol * np.abs(expected)))
+    return Deviation(output=name, max_abs=float(difference.max(initial=0.0)), within=within)
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no element is NaN or Inf."""
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+
+
+def _arrays(source: bytes | str | Path) -> dict[str, Array]:
+    try:
+        with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise BackendError(f"golden samples: this is not an npz file of numbers: {error}", Kind.STRUCTURE) from error
+
+
+def _split(
+    arrays: Mapping[str, Array], prefix: str, declared: Sequence[Tensor], count: int | None = None
+) -> tuple[Mapping[str, Array], ...]:
+    """One mapping for each sample; `count` where it is known already."""
+    wanted = {prefix + tensor.name for tensor in declared}
+    found = {name for name in arrays if name.startswith(prefix)}
+    if wanted != found:
+        raise BackendError(f"golden samples: wanted {sorted(wanted)}, found {sorted(found)}", Kind.STRUCTURE)
+    columns = {tensor.name: _samples(arrays[prefix + tensor.name], tensor, count) for tensor in declared}
+    sizes = {len(column) for column in columns.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise BackendError(f"golden samples: {prefix}* have {sorted(sizes)} samples; one number, not 0", Kind.STRUCTURE)
+    return tuple({name: column[place] for name, column in columns.items()} for place in range(sizes.pop()))
+
+
+def _samples(array: Array, tensor: Tensor, count: int | None) -> list[Array]:
+    rank = len(tensor.shape)
+    if array.dtype.name != tensor.dtype or array.ndim not in {rank, rank + 1} or array.ndim == 0:
+        raise BackendError(
+            f"golden samples: {tensor.name}: {array.dtype} {list(array.shape)} are no samples of "
+            f"{tensor.dtype} {list(tensor.shape)}",
+            Kind.STRUCTURE,
+        )
+    if array.ndim == rank + 1:
+        return [np.ascontiguousarray(one) for one in array]
+    rows = len(array) // count if count else max(1, tensor.shape[0])
+    if rows == 0 or len(array) % rows:
+        raise BackendError(f"golden samples: {tensor.name}: {len(array)} rows do not divide", Kind.STRUCTURE)
+    return [array[start : start + rows] for start in range(0, len(array), rows)]

@@ -1,0 +1,73 @@
+"""What this machine is, and how it is doing while a trial runs. Absent sensors are left out, never guessed."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+_NVIDIA = Path("/proc/driver/nvidia")
+_THROTTLED = "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_NVPMODEL = Path("/var/lib/nvpmodel/status")
+
+Conditions = dict[str, str | float]
+
+
+def board() -> str:
+    """The board or processor, as the firmware names it."""
+    tree = _text(Path("/proc/device-tree/model")).strip("\0")
+    lines = _text(Path("/proc/cpuinfo")).splitlines()
+    return tree or next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def gpu() -> str:
+    """The NVIDIA GPU and its driver, or nothing where there is none."""
+    if not (_NVIDIA.exists() or Path("/dev/nvhost-gpu").exists() or Path("/dev/nvgpu").exists()):
+        return ""
+    models = [
+        line.split(":")[1].strip()
+        for path in sorted(_NVIDIA.glob("gpus/*/information"))
+        for line in _text(path).splitlines()
+        if line.startswith("Model:")
+    ]
+    release = _text(_NVIDIA / "version").splitlines() or _text(Path("/etc/nv_tegra_release")).splitlines()
+    return "; ".join([*(models or [board()]), *release[:1]])
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process ever had resident, in MB: what a device must have free for a seat."""
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def conditions() -> Conditions:
+    """Temperature (celsius), clock (mhz), load (1 minute), power mode and throttle counts of this moment."""
+    found: Conditions = {"load": os.getloadavg()[0]}
+    celsius = [one.current for group in psutil.sensors_temperatures().values() for one in group]
+    if celsius:
+        found["celsius"] = max(celsius)
+    clock = psutil.cpu_freq()
+    if clock is not None and clock.current:
+        found["mhz"] = clock.current
+    counts = [_text(path).strip() for path in Path("/sys").glob(_THROTTLED)]
+    if counts:
+        found["throttled"] = float(sum(int(count) for count in counts if count.isdigit()))
+    mode = _text(_NVPMODEL).strip() or _text(_GOVERNOR).strip()
+    return found | ({"power_mode": mode} if mode else {})
+
+
+def moved(before: Conditions, after: Conditions) -> tuple[str, ...]:
+    """What changed in a way that makes a benchmark between the two void."""
+    return tuple(name for name in ("power_mode", "throttled") if before.get(name) != after.get(name))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

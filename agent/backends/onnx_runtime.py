@@ -1,0 +1,146 @@
+"""ONNX Runtime: the CPU, and NVIDIA GPUs through its CUDA and TensorRT providers.
+
+1. What was asked for is compared with what was given: ONNX Runtime falls back to the CPU with no more than a
+   printed line, so both ways of falling back are shut and the providers are looked at.
+2. Its telemetry is off before it is imported: later is too late (it writes an id and looks a host up).
+3. Threads do not spin: beside a busy camera application spinning makes it 1.8 times slower.
+4. No TensorRT engine is cached on disk: it holds the weights in clear. The timing cache holds none.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from agent.backends.onnx_file import OnnxHead, check_opset, read_head
+from agent.backends.session import Array
+from agent.core.candidate import GPU, Backend, Candidate
+from agent.core.errors import BackendError, InputError, Kind
+from agent.core.release import Config
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+ort: Any = import_module("onnxruntime")
+native: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+
+NAME = "onnxruntime"
+VERSION: str = ort.__version__
+PROVIDERS = {
+    Backend.CPU: "CPUExecutionProvider",
+    Backend.CUDA: "CUDAExecutionProvider",
+    Backend.TENSORRT: "TensorrtExecutionProvider",
+}
+WORKSPACE_MB = 1024  # what TensorRT may use while building; half the memory of the smallest Jetson that can build
+_FATAL = 4  # ONNX Runtime's log level: errors are raised, not printed
+
+
+class OnnxRuntimeSession(ort.InferenceSession):  # type: ignore[misc] # the library is not typed
+    """ONNX Runtime's session, with our errors and a way to give it back."""
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
+    ) -> list[Array]:
+        """As `Session.run`."""
+        try:
+            outputs: list[Array] = super().run(output_names, input_feed, run_options)
+        except (ValueError, native.InvalidArgument) as error:
+            raise InputError(f"feeds: {error}") from error
+        except (RuntimeError, native.Fail, native.RuntimeException, native.EPFail, native.NotImplemented) as error:
+            raise BackendError(f"the model failed while it ran: {error}") from error
+        return outputs
+
+    def close(self) -> None:
+        """As `Session.close`; ONNX Runtime has no call of its own for it."""
+        self._sess = None
+
+
+def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntimeSession:
+    """A session on exactly the candidate's backend.
+
+    Raises:
+        InputError: there is no ONNX model at `path`.
+        BackendError: this device, runtime or backend cannot run it.
+    """
+    head = read_head(path)
+    check_opset(head, NAME, VERSION, supported_opset())
+    _check_precision(head, candidate)
+    provider = PROVIDERS[candidate.backend]
+    if provider not in ort.get_available_providers():
+        raise BackendError(f"{candidate}: this onnxruntime {VERSION} is built without {provider}")
+    try:
+        session = OnnxRuntimeSession(
+            path, _options(candidate, config), providers=_providers(candidate, config), enable_fallback=0
+        )
+    except native.InvalidProtobuf as error:
+        raise BackendError(f"{candidate}: the model cannot be read: {error}", Kind.STRUCTURE) from error
+    except MemoryError as error:
+        raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
+    except Exception as error:  # the library raises a dozen classes without a common base
+        raise BackendError(f"{candidate}: onnxruntime {VERSION} does not load it: {_explained(error)}") from error
+    _check_given(session, provider, candidate)
+    return session
+
+
+def supported_opset() -> int:
+    """The highest version of the standard operators that this runtime knows."""
+    return max(int(schema.since_version) for schema in native.get_all_operator_schema() if not schema.domain)
+
+
+def _options(candidate: Candidate, config: Config) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = candidate.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if candidate.backend in GPU and config.options(candidate.backend).get("cpu_nodes") != "allow":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _providers(candidate: Candidate, config: Config) -> list[str | tuple[str, dict[str, str]]]:
+    cuda = (PROVIDERS[Backend.CUDA], {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
+    if candidate.backend is Backend.CUDA:
+        return [cuda]
+    if candidate.backend is Backend.TENSORRT:
+        return [(PROVIDERS[Backend.TENSORRT], tensorrt_options(candidate, config)), cuda]
+    return [PROVIDERS[candidate.backend]]
+
+
+def tensorrt_options(candidate: Candidate, config: Config) -> dict[str, str]:
+    """The TensorRT provider's options; the timing cache lies in the service's cache folder, where it has one."""
+    workspace = int(config.options(Backend.TENSORRT).get("workspace_mb", WORKSPACE_MB))
+    folder = os.environ.get("CACHE_DIRECTORY", "")  # set by systemd's CacheDirectory=
+    options = {
+        "trt_fp16_enable": str(int(candidate.precision == "fp16")),
+        "trt_bf16_enable": str(int(candidate.precision == "bf16")),
+        "trt_max_workspace_size": str(workspace << 20),
+        "trt_engine_cache_enable": "0",
+        "trt_timing_cache_enable": str(int(bool(folder))),
+    }
+    return options | ({"trt_timing_cache_path": folder} if folder else {})
+
+
+def _check_precision(head: OnnxHead, candidate: Candidate) -> None:
+    """The CPU and CUDA compute in the types that the model was exported with, and in no other."""
+    is_own = candidate.precision in {"fp32", "int8"} or candidate.precision in head.precisions
+    if candidate.backend is not Backend.TENSORRT and not is_own:
+        raise BackendError(
+            f"{candidate}: the model's weights are {'/'.join(sorted(head.precisions)) or 'none'} and are not computed "
+            f"in {candidate.precision} there: set optimization.{candidate.backend}.precision to fp32 in its config"
+        )
+
+
+def _check_given(session: OnnxRuntimeSession, provider: str, candidate: Candidate) -> None:
+    given = session.get_providers()
+    if given[0] != provider:
+        session.close()
+        raise BackendError(f"{candidate}: {provider} was asked for, {given[0]} was given: its driver or libraries fail")
+
+
+def _explained(error: Exception) -> str:
+    text = str(error).strip()
+    if "fallback to CPU EP has been explicitly disabled" in text:
+        return (
+            "parts of it have no kernel on the GPU, or the GPU's libraries do not load. Where some nodes on the CPU "
+            "are wanted, the release's config says so: cpu_nodes: allow"
+        )
+    return text

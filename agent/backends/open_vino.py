@@ -1,0 +1,129 @@
+"""OpenVINO: Intel and other CPUs, and Intel GPUs.
+
+1. The precision is always told: left alone, OpenVINO computes in bf16 on recent CPUs, and scores move.
+2. No cache folder: what OpenVINO writes there holds the weights in clear.
+3. Its Python package reports its own import to a statistics service through `openvino_telemetry`: that module is
+   made to look absent before the import.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from agent.backends.onnx_file import OnnxHead, read_head
+from agent.backends.session import TYPES, Array, Port, check_feeds, select
+from agent.core.candidate import Candidate
+from agent.core.errors import BackendError, Kind
+from agent.core.release import Config
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None makes its import fail
+ov: Any = import_module("openvino")
+
+NAME = "openvino"
+VERSION: str = ov.__version__.split("-")[0]
+DEVICE = "CPU"
+_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}  # int8 is in the model; the rest of it f32
+
+
+class OpenVinoSession:
+    """A compiled model that answers as ONNX Runtime's session does; one inference at a time."""
+
+    def __init__(self, model: Any, head: OnnxHead) -> None:
+        self._request = model.create_infer_request()
+        self._lock = Lock()
+        self._providers = [f"OpenVINO:{device}" for device in model.get_property("EXECUTION_DEVICES")]
+        self._inputs = _ports(model.inputs, head.inputs)
+        self._outputs = _ports(model.outputs, head.outputs)
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
+    ) -> list[Array]:
+        """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
+        del run_options
+        places = select([port.name for port in self._outputs], output_names)
+        check_feeds(self._inputs, input_feed)
+        feeds = {place: np.ascontiguousarray(input_feed[port.name]) for place, port in enumerate(self._inputs)}
+        with self._lock:
+            try:
+                results = self._request.infer(feeds, share_inputs=True)
+            except RuntimeError as error:
+                raise BackendError(f"the model failed while it ran: {error}") from error
+            return [results[place] for place in places]
+
+    def get_inputs(self) -> Sequence[Port]:
+        """As `Session.get_inputs`."""
+        return self._inputs
+
+    def get_outputs(self) -> Sequence[Port]:
+        """As `Session.get_outputs`."""
+        return self._outputs
+
+    def get_providers(self) -> list[str]:
+        """The devices that compute, as `OpenVINO:CPU`."""
+        return self._providers
+
+    def close(self) -> None:
+        """As `Session.close`."""
+        self._request = None
+
+
+def open_session(path: str, candidate: Candidate, config: Config) -> OpenVinoSession:
+    """A session in exactly the candidate's precision.
+
+    Raises:
+        InputError: there is no ONNX model at `path`.
+        BackendError: this device or runtime cannot run it.
+    """
+    head = read_head(path)
+    device = str(config.options(candidate.backend).get("device", DEVICE))
+    core = ov.Core()
+    try:
+        model = core.compile_model(core.read_model(path), device, _options(candidate))
+    except MemoryError as error:
+        raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
+    except RuntimeError as error:  # the one class that it raises, whatever happened
+        raise BackendError(f"{candidate}: openvino {VERSION} does not load it on {device}: {_last(error)}") from error
+    _check_given(model, candidate, device)
+    return OpenVinoSession(model, head)
+
+
+def supported_opset() -> None:
+    """OpenVINO does not tell."""
+
+
+def _options(candidate: Candidate) -> dict[str, str | int]:
+    options: dict[str, str | int] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[candidate.precision],
+    }
+    return options | ({"INFERENCE_NUM_THREADS": candidate.threads} if candidate.threads else {})
+
+
+def _check_given(model: Any, candidate: Candidate, device: str) -> None:
+    wanted = _PRECISIONS[candidate.precision]
+    given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if given != wanted:
+        raise BackendError(f"{candidate}: {wanted} was asked for, {device} computes in {given}: leave this one out")
+    if not any(name.startswith(device) for name in model.get_property("EXECUTION_DEVICES")):
+        raise BackendError(f"{candidate}: {device} was asked for, {model.get_property('EXECUTION_DEVICES')} was given")
+
+
+def _ports(ports: Sequence[Any], declared: Sequence[str]) -> tuple[Port, ...]:
+    return tuple(_port(port, declared) for port in ports)
+
+
+def _port(port: Any, declared: Sequence[str]) -> Port:
+    """A port under the name that the file declares: where nodes were merged it has several."""
+    name = next((name for name in declared if name in port.names), None) or port.get_any_name()
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    dtype = port.get_element_type().to_dtype().name
+    return Port(name, shape, TYPES.get(dtype, dtype))
+
+
+def _last(error: Exception) -> str:
+    """The last line that says something: the ones above it are places in OpenVINO's source."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]

@@ -1,0 +1,124 @@
+"""A session is a loaded model: what ONNX Runtime's session offers, on every backend, plus `close`.
+
+1. A session computes on the backend that was asked for, or it does not exist.
+2. Feeds of a wrong name, shape or dtype raise InputError and change nothing; a backend that fails raises BackendError.
+3. After `close` a session is of no use, and what it held is given back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.core.errors import InputError
+
+Array = NDArray[Any]
+
+DTYPES: Mapping[str, str] = {  # ONNX Runtime's name of a tensor type: numpy's name of its elements
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(uint32)": "uint32",
+    "tensor(int32)": "int32",
+    "tensor(uint64)": "uint64",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+TYPES = {dtype: kind for kind, dtype in DTYPES.items()}
+
+
+class NodeArg(Protocol):
+    """An input or output, as ONNX Runtime describes it."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Sizes; a text or None is any size."""
+
+    @property
+    def type(self) -> str:
+        """For example `tensor(float)`."""
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
+    ) -> list[Array]:
+        """The outputs named, or all, in order.
+
+        Raises:
+            InputError: a feed does not fit.
+            BackendError: the backend failed.
+        """
+
+    def get_inputs(self) -> Sequence[NodeArg]:
+        """The inputs, in order."""
+
+    def get_outputs(self) -> Sequence[NodeArg]:
+        """The outputs, in order."""
+
+    def get_providers(self) -> Sequence[str]:
+        """Where it computes, first choice first."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a backend other than ONNX Runtime."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    type: str
+
+
+def check_feeds(inputs: Sequence[NodeArg], feeds: Mapping[str, Array]) -> None:
+    """Return when the feeds fit the inputs; for backends that would cast or guess.
+
+    Raises:
+        InputError: says which feed is missing, unknown, or of another shape or dtype.
+    """
+    wanted = {port.name: port for port in inputs}
+    if feeds.keys() != wanted.keys():
+        raise InputError(f"feeds: the inputs are {sorted(wanted)}; given are {sorted(feeds)}")
+    for name, port in wanted.items():
+        given, dtype = feeds[name], DTYPES[port.type]
+        if np.asarray(given).dtype.name != dtype or not fits(port.shape, np.shape(given)):
+            raise InputError(
+                f"input {name}: wants {dtype} {list(port.shape)}; got {np.asarray(given).dtype} {list(np.shape(given))}"
+            )
+
+
+def fits(declared: Sequence[int | str | None], given: Sequence[int | str | None]) -> bool:
+    """Whether two shapes can be of one tensor; a negative size, a text and None are any size."""
+    return len(declared) == len(given) and all(
+        _is_open(one) or _is_open(other) or one == other for one, other in zip(declared, given, strict=True)
+    )
+
+
+def select(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
+    """The places of the wanted outputs among all; all when none is named.
+
+    Raises:
+        InputError: there is no such output.
+    """
+    unknown = set(wanted or ()) - set(names)
+    if unknown:
+        raise InputError(f"outputs: the model has {list(names)}; asked for are {sorted(unknown)}")
+    return [names.index(name) for name in wanted or names]
+
+
+def _is_open(size: int | str | None) -> bool:
+    return not isinstance(size, int) or size < 0

@@ -1,0 +1,70 @@
+"""The trial of one candidate: what a seat runs before a release may serve.
+
+1. The order is: declared tensors, golden samples, warm-up, benchmark, memory. The first that fails ends it.
+2. A candidate's failure is evidence, not an exception. What is measured is judged elsewhere (core/candidate.py).
+3. Times are from one burst, with the conditions they were taken in; when power mode or throttling moved
+   meanwhile, `conditions` says so under `moved`, and the speed means nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from agent.backends.benchmark import measure
+from agent.backends.golden import Sample, compare
+from agent.backends.hardware import conditions, moved, peak_memory_mb
+from agent.backends.session import Session
+from agent.backends.signature import check_tensors
+from agent.core.candidate import Candidate, Deviation, Evidence, Failure
+from agent.core.errors import BackendError, InputError, Kind
+from agent.core.release import Config, Metadata
+
+
+def run_trial(  # noqa: PLR0913, PLR0917 - a trial is about just these
+    session: Session,
+    metadata: Metadata,
+    config: Config,
+    golden: Sequence[Sample],
+    candidate: Candidate,
+    key: str,
+    runs: int,
+    load_s: float,
+) -> Evidence:
+    """What was measured, or why it could not be; `runs` and `load_s` (seconds) are the caller's."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    evidence = Evidence(
+        candidate=candidate, key=key, load_s=load_s, providers=tuple(session.get_providers()), taken=started
+    )
+    try:
+        evidence = replace(evidence, deviations=prove(session, metadata, config, golden))
+        if all(one.within for one in evidence.deviations):
+            evidence = _measured(evidence, session, config, golden[0], runs)
+    except BackendError as error:
+        return replace(evidence, failure=Failure(kind=error.kind, reason=str(error)), memory_mb=peak_memory_mb())
+    except InputError as error:  # the golden feeds do not fit the model
+        return replace(evidence, failure=Failure(kind=Kind.STRUCTURE, reason=str(error)))
+    return replace(evidence, memory_mb=peak_memory_mb())
+
+
+def prove(session: Session, metadata: Metadata, config: Config, golden: Sequence[Sample]) -> tuple[Deviation, ...]:
+    """The deviations from the golden samples, once the tensors are the declared ones.
+
+    Raises:
+        BackendError: STRUCTURE or PARITY.
+    """
+    check_tensors(session, metadata)
+    return compare(session, golden, config.gates)
+
+
+def _measured(evidence: Evidence, session: Session, config: Config, sample: Sample, runs: int) -> Evidence:
+    before = conditions()
+    latency, rate = measure(session, sample.feeds, runs, config.warm_up)
+    after = conditions()
+    changed = moved(before, after)
+    return replace(
+        evidence,
+        latency_ms=latency,
+        fps=rate * config.batch_size,
+        conditions=after | ({"moved": ", ".join(changed)} if changed else {}),
+    )
