@@ -255,7 +255,8 @@ class Connection:
         self._paho = client._client  # noqa: SLF001  see rules 3, 4 and 7
         self._paho.manual_ack_set(True)  # noqa: FBT003  its only parameter
         self._paho.on_publish = self._on_publish
-        self._connected_before, self._paho.on_connect = self._paho.on_connect, self._on_connect
+        self._said_connected: Any = self._paho.on_connect
+        self._paho.on_connect = self._on_connect
 
     async def subscribe(self, wanted: list[tuple[str, SubscribeOptions]]) -> None:
         """Subscribes to all.
@@ -351,8 +352,7 @@ class Connection:
         """Heeds what the broker can take; a longer packet would make it hang up for ever."""
         self.packet_bytes = min(PACKET_BYTES, getattr(properties, "MaximumPacketSize", PACKET_BYTES))
         self._paho.max_inflight_messages_set(min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)))
-        if self._connected_before is not None:
-            self._connected_before(client, userdata, flags, code, properties)
+        self._said_connected(client, userdata, flags, code, properties)
 
 
 @asynccontextmanager
