@@ -84,19 +84,29 @@ def make_grant(
     return make_envelope(to_json(Grant(device=device, group=group, keys=sealed)), GRANT_TYPE, signers)
 
 
-def open_grant(
-    raw: bytes, targets: Targets, device: str, group: str, private: ec.EllipticCurvePrivateKey
-) -> Mapping[int, ec.EllipticCurvePrivateKey]:
-    """Epoch: private key, for every epoch that the device was granted.
+def believe_grant(raw: bytes, targets: Targets, device: str, group: str) -> Grant:
+    """The grant, still sealed to the device.
 
     Raises:
-        TrustError: not signed by `grants`, for another device or group, or sealed to another key.
+        TrustError: not signed by `grants`, or for another device or group.
     """
     grant = parse_signed(Grant, open_envelope(raw, GRANT_TYPE, "grants", targets, GRANT_BYTES), "grant")
     if (grant.device, grant.group) != (device, group):
         raise TrustError(
             f"grant: it is for {grant.device} of {grant.group}; this is {device} of {group}: enrol it anew"
         )
+    return grant
+
+
+def open_grant(
+    raw: bytes, targets: Targets, device: str, group: str, private: ec.EllipticCurvePrivateKey
+) -> Mapping[int, ec.EllipticCurvePrivateKey]:
+    """Epoch: private key, for every epoch that the device was granted.
+
+    Raises:
+        TrustError: as `believe_grant`, or sealed to another key.
+    """
+    grant = believe_grant(raw, targets, device, group)
     return {one.epoch: open_granted(one, device, group, private) for one in grant.keys}
 
 

@@ -1,0 +1,130 @@
+"""What the ledger holds of releases, and how facts become the planner's view of one slot.
+
+Evidence counts while its key holds. A failure of a final kind holds for ever; any other while the evidence key of
+its candidate holds. What serves now keeps its evidence whatever changed: it is not tried again while it works.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from msgspec import field
+
+from agent.core.candidate import Candidate, Evidence, Failure, Found, candidates_for, evidence_key
+from agent.core.documents import Document
+from agent.core.messages import Place, SlotFacts
+from agent.core.plan import Copy, Desired, Observed, Swap
+from agent.core.release import Config, Metadata, Ref
+from agent.core.slot import SlotRecord
+
+
+class ReleaseRecord(Document):
+    """One release's files on this device."""
+
+    ref: Ref
+    stored: bool = False
+    verified: bool = False
+    size: int = 0  # bytes, sealed
+    listing: Mapping[str, Any] = field(default_factory=dict)  # the signed summary, for opening without a network
+    metadata: Metadata | None = None
+    config: Config | None = None
+
+
+class TrialRecord(Document):
+    """What is known of one place: evidence, and why it failed if it did."""
+
+    place: Place
+    key: str
+    evidence: Evidence | None = None
+    failure: Failure | None = None
+
+
+class Rejection(Document):
+    """A release that is not tried again, and why."""
+
+    ref: Ref
+    failure: Failure
+    key: str = ""  # the evidence keys under which a failure that is not final holds; empty: for ever
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What counts for every slot of this device."""
+
+    found: tuple[Found, ...]
+    cores: int
+    power_mode: str
+
+    def key(self, candidate: Candidate) -> str:
+        """The evidence key of a candidate here and now."""
+        return evidence_key(self.found, candidate, self.power_mode)
+
+    def candidates(self, config: Config) -> tuple[Candidate, ...]:
+        """The candidates of a release here."""
+        return candidates_for(config, self.found, self.cores)
+
+    def keys(self, config: Config) -> str:
+        """The evidence keys of all candidates of a release, as one word."""
+        return "+".join(self.key(candidate) for candidate in self.candidates(config))
+
+
+def is_rejected(rejection: Rejection, release: ReleaseRecord | None, device: Device) -> bool:
+    """Whether a rejection still holds."""
+    if rejection.failure.kind.is_final or not rejection.key:
+        return True
+    if release is None or release.config is None:
+        return True
+    return rejection.key == device.keys(release.config)
+
+
+def observe(  # noqa: PLR0913  the five sources of facts, and who asks
+    record: SlotRecord,
+    releases: Iterable[ReleaseRecord],
+    trials: Iterable[TrialRecord],
+    rejections: Iterable[Rejection],
+    facts: SlotFacts,
+    device: Device,
+    not_before: Mapping[Ref, float],
+) -> Observed:
+    """The planner's view of one slot."""
+    known = {release.ref: release for release in releases}
+    valid = [one for one in trials if one.key == device.key(one.place.candidate) or one.place == facts.serving]
+    return Observed(
+        copies={ref: copy_of(release, device) for ref, release in known.items() if concerns(record, release)},
+        seats={seat.place: seat.state in PROVEN for seat in facts.seats if seat.state in LOADED},
+        serving=facts.serving,
+        serving_since=facts.serving_since,
+        fallback=facts.fallback,
+        last_good=record.last_good,
+        passed={one.place: one.evidence.fps for one in valid if one.evidence is not None and one.failure is None},
+        failed=frozenset(one.place for one in valid if one.failure is not None),
+        rejected=frozenset(one.ref for one in rejections if is_rejected(one, known.get(one.ref), device)),
+        not_before=not_before,
+    )
+
+
+LOADED = frozenset({"loaded", "proven", "serving", "warm"})
+PROVEN = frozenset({"proven", "serving", "warm"})
+
+
+def concerns(record: SlotRecord, release: ReleaseRecord) -> bool:
+    """Whether a release on this device belongs to this slot."""
+    if release.metadata is not None:
+        return release.metadata.task == record.slot
+    named = {record.deployed, record.override, *(place.ref for place in record.good)}
+    return release.ref in named or str(release.listing.get("task", "")) == record.slot
+
+
+def copy_of(release: ReleaseRecord, device: Device) -> Copy:
+    """The planner's view of one release's files."""
+    candidates = device.candidates(release.config) if release.config is not None else ()
+    return Copy(stored=release.stored, verified=release.verified, candidates=candidates)
+
+
+def desired_of(record: SlotRecord, swap: Swap) -> Desired:
+    """What the planner should reach for this slot."""
+    return Desired(
+        release=record.desired, swap=swap, soak_s=record.soak_s, keep=frozenset(place.ref for place in record.good)
+    )

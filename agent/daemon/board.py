@@ -1,0 +1,38 @@
+"""A board shows the latest value to any number of readers; it never queues."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Board(Generic[T]):
+    """The latest value, and a turn that wakes whoever waits for the next one."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+        self._turned = asyncio.Event()
+
+    @property
+    def value(self) -> T:
+        """The latest value."""
+        return self._value
+
+    def post(self, value: T) -> None:
+        """Replace the value and wake every reader."""
+        self._value = value
+        self._turned.set()
+        self._turned = asyncio.Event()
+
+    async def turned(self) -> T:
+        """The next value that is posted."""
+        await self._turned.wait()
+        return self._value
+
+    async def changes(self) -> AsyncIterator[T]:
+        """The current value, then each later one; a slow reader skips to the newest."""
+        while True:
+            value, turned = self._value, self._turned
+            yield value
+            await turned.wait()

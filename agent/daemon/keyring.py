@@ -1,0 +1,100 @@
+"""What this device can open: its own key, and the epoch keys that grants brought it.
+
+A grant is believed once, when it comes, and kept as it was believed: still sealed to this device's key. So a
+sealed release opens without a network, and no epoch key ever lies on the disk in clear.
+"""
+
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from tuf.api.metadata import Targets
+
+from agent.adapters.ledger import Ledger
+from agent.core.errors import InputError, TransferError
+from agent.trust.grant import Grant, believe_grant, open_granted, unwrap_key
+from agent.trust.listing import Listing, target_path
+from agent.trust.sealing import Opener
+
+PIECE_BYTES = 1024 * 1024
+
+
+class Keyring:
+    """The device's key and its grants."""
+
+    def __init__(self, key_file: Path, device: str, group: str, ledger: Ledger) -> None:
+        """Raises InputError where the key is missing, readable by everybody, or no P-256 key."""
+        self.device = device
+        self.group = group
+        self._ledger = ledger
+        self._private = read_key(key_file)
+
+    def take(self, raw: bytes, targets: Targets) -> None:
+        """Believe a grant and keep it.
+
+        Raises:
+            TrustError: it is not for this device, not signed by `grants`, or does not open.
+        """
+        grant = believe_grant(raw, targets, self.device, self.group)
+        for one in grant.keys:
+            open_granted(one, self.device, self.group, self._private)
+        if grant != self._grant():
+            self._ledger.put_all([("grant", self.group, grant)], precious=True)
+
+    def open(self, name: str, listing: Listing, sealed: Path) -> Opener:
+        """The sealed release in a file, ready to be read.
+
+        Raises:
+            TrustError: it was not sealed for the epochs that this device holds, or was changed.
+            TransferError: no grant has come yet, or the file cannot be read.
+        """
+        path = target_path(name)
+        wrap = listing.wrap(self.group, self._epochs())
+        epoch_key = self._epochs()[wrap.epoch]
+        key = unwrap_key(wrap.key, epoch_key, path, wrap.group, wrap.epoch)
+        return Opener(key, path, pieces(sealed), listing.size)
+
+    def _epochs(self) -> Mapping[int, ec.EllipticCurvePrivateKey]:
+        grant = self._grant()
+        if grant is None:
+            raise TransferError(
+                f"no grant for device {self.device} of group {self.group} has come yet: enrol it "
+                "(`edge-provision device enrol`), or wait for the store"
+            )
+        return {one.epoch: open_granted(one, self.device, self.group, self._private) for one in grant.keys}
+
+    def _grant(self) -> Grant | None:
+        return self._ledger.get("grant", self.group, Grant)
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The device's private key.
+
+    Raises:
+        InputError: it is missing, readable by everybody, or no P-256 key in PEM.
+    """
+    try:
+        content, mode = path.read_bytes(), path.stat().st_mode
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; enrol the device with `edge-provision device enrol`") from error
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise InputError(f"{path}: others may read or change the device's key (mode {mode & 0o777:o}); chmod 600 it")
+    try:
+        key = load_pem_private_key(content, password=None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: this is no private key in PEM: {error}; enrol the device anew") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InputError(f"{path}: this is no P-256 key; enrol the device anew")
+    return key
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, piece by piece."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except OSError as error:
+        raise TransferError(f"{path}: {error.strerror or error}; the release is fetched again") from error

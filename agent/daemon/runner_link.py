@@ -1,0 +1,107 @@
+"""The agent's line to the runner: found or started, lost and found again.
+
+1. The runner outlives the agent: it is started in a session of its own, and an agent that comes back finds it.
+2. Nobody else starts it: under systemd it is a unit, and `runner.start: never` says so.
+3. The facts on the board are the runner's own; None means that there is no line now.
+"""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.adapters.runner_client import RunnerClient
+from agent.core.errors import BackendError, TransferError
+from agent.core.messages import Facts, Order, Refused, Reply, Stop, Welcome
+from agent.daemon.board import Board
+from agent.daemon.settings import RunnerSettings
+
+KNOCK_S = 0.1  # between two tries to reach a runner that is starting
+PATIENCE_S = 30.0  # a runner probes the backends before it answers; OpenVINO takes seconds on a slow disk
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One life of the runner."""
+
+    client: RunnerClient
+    welcome: Welcome
+
+
+class RunnerLink:
+    """Keeps a line to the runner."""
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self._settings = settings
+        self.line: Board[Line | None] = Board(None)
+        self.facts: Board[Facts | None] = Board(None)
+        self.last_error = ""
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def run(self) -> None:
+        """Keep the line until cancelled."""
+        while True:
+            try:
+                line = await self._connect()
+            except TransferError as error:
+                self.last_error = str(error)
+                await self._start_if_ours()
+                await asyncio.sleep(KNOCK_S)
+                continue
+            self.last_error = ""
+            self.facts.post(line.client.facts)
+            self.line.post(line)
+            try:
+                await line.client.lost.wait()
+            finally:
+                self.line.post(None)
+                self.facts.post(None)
+                await line.client.close()
+
+    async def ask(self, order: Order, descriptors: tuple[int, ...] = ()) -> tuple[Reply, list[int]]:
+        """The runner's answer; a refusal is raised.
+
+        Raises:
+            TransferError: there is no line, or it broke.
+            BackendError: the runner refused; its kind and reason are the runner's.
+        """
+        line = self.line.value
+        if line is None:
+            raise TransferError(self.last_error or "edge-runner is not there yet")
+        reply, received = await line.client.ask(order, descriptors)
+        if isinstance(reply, Refused):
+            raise BackendError(reply.failure.reason, reply.failure.kind)
+        return reply, received
+
+    async def stop_ours(self) -> None:
+        """End a runner that no unit owns; a clean stop of the agent takes it along."""
+        line = self.line.value
+        if self._settings.start == "auto" and line is not None:
+            await line.client.ask(Stop())
+
+    async def _connect(self) -> Line:
+        client = RunnerClient(self._settings.models_socket, self.facts.post)
+        return Line(client, await client.connect())
+
+    async def _start_if_ours(self) -> None:
+        if self._settings.start != "auto" or (self._child is not None and self._child.returncode is None):
+            return
+        folder = Path(self._settings.folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            log = (folder / "runner.log").open("ab")
+        except OSError as error:
+            self.last_error = f"{folder}: {error.strerror}; give the agent a runner.folder it may write to"
+            return
+        with log:
+            self._child = await asyncio.create_subprocess_exec(
+                *self._command(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _command(self) -> list[str]:
+        tcp = ["--tcp", self._settings.tcp] if self._settings.tcp else []
+        return [
+            sys.executable, "-m", "agent.runner.main", "--models", str(self._settings.models_socket),
+            "--door", str(self._settings.door_socket), "--agent-uid", str(os.getuid()), *tcp,
+        ]  # fmt: skip

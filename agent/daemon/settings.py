@@ -1,0 +1,101 @@
+"""The settings of one device, `agent.yaml`: who it is, where things are, and what it may use.
+
+Few knobs: how to run a model travels with the model, signed. No setting here skips a gate or a check.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from agent.adapters.broker import BrokerSettings
+from agent.core.documents import Document, from_yaml
+from agent.core.errors import InputError
+
+Seconds = Annotated[float, Meta(gt=0)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class StoreSettings(Document):
+    """Where releases come from."""
+
+    url: Annotated[str, Meta(pattern=r"^(s3|file)://")]
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+    ca: str | None = None
+    poll_s: Seconds = 300.0
+    rate_limit_mb_s: Seconds | None = None
+
+
+class RunnerSettings(Document):
+    """Where the runner listens; `start: auto` starts one where systemd does not."""
+
+    folder: str = "/run/edge-runner"
+    tcp: str | None = "127.0.0.1:8000"
+    start: Literal["auto", "never"] = "auto"
+
+    @property
+    def models_socket(self) -> Path:
+        """Where the agent gives its orders."""
+        return Path(self.folder) / "models.sock"
+
+    @property
+    def door_socket(self) -> Path:
+        """Where camera applications ask."""
+        return Path(self.folder) / "door.sock"
+
+
+class SlotSettings(Document):
+    """How one slot changes its seat, and how long requests may wait for one."""
+
+    swap: Literal["auto", "availability", "resource"] = "auto"
+    hold_s: Seconds = 10.0
+
+
+class Settings(Document):
+    """All of `agent.yaml`."""
+
+    device: Annotated[str, Meta(pattern=NAME)]
+    group: Annotated[str, Meta(pattern=NAME)]
+    root: str  # the pinned TUF root, root.json
+    device_key: str  # the private key that opens grants, PEM
+    store: StoreSettings
+    broker: BrokerSettings | None = None
+    state_folder: str = "/var/lib/edge-agent"
+    run_folder: str = "/run/edge-agent"
+    runner: RunnerSettings = RunnerSettings()
+    slots: Mapping[str, SlotSettings] = field(default_factory=dict)
+    health_s: Seconds = 30.0
+    fps_s: Seconds = 10.0
+
+    @property
+    def state(self) -> Path:
+        """What survives a reboot."""
+        return Path(self.state_folder)
+
+    @property
+    def run(self) -> Path:
+        """What does not."""
+        return Path(self.run_folder)
+
+    def slot(self, name: str) -> SlotSettings:
+        """The settings of one slot."""
+        return self.slots.get(name, SlotSettings())
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file.
+
+    Raises:
+        InputError: it is not there, not YAML, or a key is missing, unknown or of another type.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; `edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
+        ) from error
+    return from_yaml(Settings, content, str(path))
