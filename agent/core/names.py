@@ -80,7 +80,7 @@ class Registry:
         return self.extend(words.tasks, words.architectures)
 
 
-class _Words(Document, frozen=True):
+class _Words(Document):
     """The form of a registry file."""
 
     tasks: tuple[str, ...] = ()

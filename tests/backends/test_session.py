@@ -1,0 +1,157 @@
+"""Every backend answers as ONNX Runtime's session does, on the backend that was asked for."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.backends import open_session
+from agent.core.candidate import Backend, Candidate
+from agent.core.errors import BackendError, InputError, Kind
+from agent.core.release import Config
+from tests.backends import graphs
+from tests.backends.conftest import CPU
+
+FEEDS = {"input": np.ones(graphs.SHAPE, np.float32)}
+
+
+@pytest.fixture
+def session(model, candidate, config):
+    session = open_session(str(model), candidate, config)
+    yield session
+    session.close()
+
+
+def test_a_session_names_its_tensors(session):
+    """Names, shapes and types of inputs and outputs are the file's, in its order, on every backend."""
+    assert [(one.name, list(one.shape), one.type) for one in session.get_inputs()] == [
+        ("input", [1, 3, 8, 8], "tensor(float)")
+    ]
+    assert [(one.name, list(one.shape), one.type) for one in session.get_outputs()] == [
+        ("features", [1, 4, 8, 8], "tensor(float)"),
+        ("scores", [1, 4], "tensor(float)"),
+    ]
+
+
+def test_backends_agree(model, session, config):
+    """All outputs, or those named in the order named, are what the CPU of ONNX Runtime answers."""
+    reference = open_session(str(model), CPU, config).run(None, FEEDS)
+    given = session.run(None, FEEDS)
+    assert [np.allclose(one, other, atol=1e-5) for one, other in zip(given, reference, strict=True)] == [True, True]
+    assert [one.shape for one in session.run(["scores", "features"], FEEDS)] == [(1, 4), (1, 4, 8, 8)]
+
+
+def test_answers_stay_as_they_were_given(session):
+    """An answer is the caller's: the next inference does not write into it."""
+    first = session.run(["scores"], FEEDS)[0]
+    before = first.copy()
+    session.run(None, {"input": -FEEDS["input"]})
+    assert np.array_equal(first, before)
+
+
+def test_the_device_that_computes_is_named(session, candidate):
+    """get_providers says where it runs."""
+    wanted = {Backend.CPU: "CPUExecutionProvider", Backend.OPENVINO: "OpenVINO:CPU"}
+    assert session.get_providers()[0] == wanted[candidate.backend]
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [
+        {},
+        {"image": FEEDS["input"]},
+        {"input": FEEDS["input"].astype(np.float64)},
+        {"input": FEEDS["input"][:, :2]},
+        {**FEEDS, "more": FEEDS["input"]},
+    ],
+    ids=["missing", "unknown", "dtype", "shape", "one too many"],
+)
+def test_feeds_that_do_not_fit_are_refused(session, feeds):
+    """A wrong name, dtype or shape is the caller's error on every backend: nothing is cast or guessed."""
+    with pytest.raises(InputError, match=r"input|feed"):
+        session.run(None, feeds)
+
+
+def test_an_unknown_output_is_refused(session):
+    """An output that the model has not is the caller's error."""
+    with pytest.raises(InputError, match="boxes"):
+        session.run(["boxes"], FEEDS)
+
+
+def test_a_model_loads_from_a_sealed_memory_file(model, candidate, config):
+    """Weights that may never touch a disk are loaded by a descriptor's path, which may then be closed."""
+    descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, model.read_bytes())
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    session = open_session(f"/proc/self/fd/{descriptor}", candidate, config)
+    os.close(descriptor)
+    assert session.run(["scores"], FEEDS)[0].shape == (1, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is not a model", None], ids=["empty", "text", "truncated"])
+def test_what_is_no_model_is_rejected_for_ever(model, candidate, config, content):
+    """A file that is no whole ONNX model is a fault of its structure, not of this device."""
+    model.write_bytes(model.read_bytes()[:-10] if content is None else content)
+    with pytest.raises(BackendError, match=r"not an ONNX model|truncated") as caught:
+        open_session(str(model), candidate, config)
+    assert caught.value.kind is Kind.STRUCTURE
+
+
+@pytest.mark.parametrize("backend", [Backend.CUDA, Backend.TENSORRT])
+def test_an_absent_gpu_is_an_error(model, config, backend):
+    """A named device that is not there is never replaced by the CPU."""
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has an NVIDIA GPU")
+    with pytest.raises(BackendError, match=backend):
+        open_session(str(model), Candidate(backend=backend), config)
+
+
+def test_a_precision_that_is_not_computed_is_an_error(model, config):
+    """ONNX Runtime's CPU computes in the model's own types: asking it for fp16 is not silently ignored."""
+    with pytest.raises(BackendError, match=r"optimization\.cpu\.precision"):
+        open_session(str(model), Candidate(backend=Backend.CPU, precision="fp16"), config)
+
+
+def test_a_model_exported_in_fp16_runs_in_fp16(tmp_path, config):
+    """fp16 is right for a model whose weights are."""
+    path = graphs.chain(tmp_path / "half.onnx", ["Add"], dtype="float16", weight=np.ones((1, 4), np.float16))
+    session = open_session(str(path), Candidate(backend=Backend.CPU, precision="fp16"), config)
+    assert session.run(None, {"input": np.ones((1, 4), np.float16)})[0].tolist() == [[2.0] * 4]
+
+
+def test_openvino_is_told_its_precision(model, config):
+    """OpenVINO computes in fp32 when asked to, also on a CPU where it would choose bf16."""
+    pytest.importorskip("openvino", reason="the openvino extra is not installed")
+    session = open_session(str(model), Candidate(backend=Backend.OPENVINO, precision="fp32"), config)
+    compiled = session._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_the_tensorrt_provider_keeps_no_engine_in_clear(monkeypatch, tmp_path):
+    """An engine holds the weights: only the timing cache, which does not, may be kept in a folder."""
+    from agent.backends.onnx_runtime import tensorrt_options
+
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    config = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={"tensorrt": {"workspace_mb": 512}})
+    options = tensorrt_options(Candidate(backend=Backend.TENSORRT, precision="fp16"), config)
+    assert options["trt_engine_cache_enable"] == "0"
+    assert options["trt_timing_cache_path"] == str(tmp_path)
+    assert (options["trt_fp16_enable"], options["trt_max_workspace_size"]) == ("1", str(512 << 20))
+
+
+@pytest.mark.parametrize("module", ["onnx_runtime", "open_vino"])
+def test_loading_a_library_tells_nobody(tmp_path, module):
+    """Neither library leaves an identity in the home folder or loads its reporting when it is imported."""
+    if module == "open_vino":
+        pytest.importorskip("openvino", reason="the openvino extra is not installed")
+    program = (
+        f"import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None); import agent.backends.{module} as library\n"
+        "assert sys.modules.get('openvino_telemetry') is None\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1' or library.NAME == 'openvino'\n"
+    ).replace("os.environ['ORT_DISABLE_TELEMETRY']", "os.environ.get('ORT_DISABLE_TELEMETRY')")
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert list(tmp_path.rglob("*")) == []

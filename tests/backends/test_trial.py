@@ -1,0 +1,123 @@
+"""A trial proves a candidate, and its failure is evidence."""
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from agent.backends import hardware, open_session
+from agent.backends.benchmark import latency, measure
+from agent.backends.signature import check_tensors
+from agent.backends.trial import run_trial
+from agent.core.candidate import judge
+from agent.core.errors import BackendError, Kind
+from agent.core.release import Gates, Tensor
+from tests.backends import graphs
+
+
+class Counting:
+    """A session that answers nothing, and counts."""
+
+    calls = 0
+
+    def run(self, output_names, input_feed, run_options=None):
+        self.calls += 1
+        return []
+
+
+def trial(path, candidate, config, metadata, golden):
+    session = open_session(str(path), candidate, config)
+    return run_trial(session, metadata, config, golden, candidate, "key", 5, 0.25)
+
+
+def test_a_good_candidate_leaves_complete_evidence(model, candidate, config, metadata, golden):
+    """Parity, latency, speed, memory and conditions are all there, and the gates let it pass."""
+    evidence = trial(model, candidate, config, metadata, golden)
+    assert judge(evidence, config.gates) is None
+    assert (evidence.candidate, evidence.key, evidence.load_s) == (candidate, "key", 0.25)
+    assert evidence.latency_ms.p50 <= evidence.latency_ms.p95 <= evidence.latency_ms.p99
+    assert evidence.fps == pytest.approx(1000 / evidence.latency_ms.mean, rel=0.01)
+    assert evidence.memory_mb > 10
+    assert "load" in evidence.conditions
+    assert evidence.taken.endswith("+00:00")
+
+
+def test_a_candidate_out_of_parity_is_not_even_timed(tmp_path, candidate, config, metadata, golden):
+    """However fast: other weights, no benchmark."""
+    evidence = trial(graphs.network(tmp_path / "other.onnx", seed=1), candidate, config, metadata, golden)
+    assert judge(evidence, config.gates).kind is Kind.PARITY
+    assert evidence.latency_ms is None
+
+
+def test_a_model_of_other_tensors_fails_by_structure(tmp_path, candidate, config, metadata, golden):
+    """A model whose tensors are not the declared ones is not run at all."""
+    evidence = trial(graphs.network(tmp_path / "m.onnx", name="image"), candidate, config, metadata, golden)
+    assert evidence.failure.kind is Kind.STRUCTURE
+    assert "image" in evidence.failure.reason
+
+
+def test_a_slow_candidate_misses_its_gate(model, candidate, config, metadata, golden):
+    """The gate of the release judges what was measured."""
+    gates = Gates(min_fps=1e9)
+    evidence = trial(model, candidate, replace(config, gates=gates), metadata, golden)
+    assert judge(evidence, gates).kind is Kind.SPEED
+
+
+def test_a_batch_counts_as_its_frames(model, candidate, config, metadata, golden):
+    """A model that takes four frames at a time does four frames with each inference."""
+    evidence = trial(model, candidate, replace(config, batch_size=4), metadata, golden)
+    assert evidence.fps == pytest.approx(4000 / evidence.latency_ms.mean, rel=0.01)
+
+
+def test_throttling_makes_a_run_void(model, candidate, config, metadata, golden, monkeypatch):
+    """When throttle counters moved during the benchmark, the evidence says so."""
+    readings = iter([{"throttled": 1.0}, {"throttled": 4.0}])
+    monkeypatch.setattr("agent.backends.trial.conditions", lambda: next(readings))
+    assert trial(model, candidate, config, metadata, golden).conditions["moved"] == "throttled"
+
+
+def test_warm_up_runs_are_not_timed():
+    """Warm-up comes before, and is not counted."""
+    session = Counting()
+    _, rate = measure(session, {}, runs=7, warm_up=3)
+    assert session.calls == 10
+    assert rate > 0
+
+
+def test_latency_is_in_milliseconds():
+    """Percentiles are taken over all runs."""
+    found = latency(np.arange(1, 101) / 1000)
+    assert (found.mean, found.p50, found.p95) == pytest.approx((50.5, 50.5, 95.05))
+    assert found.std == pytest.approx(28.866, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"shape": (1, 3, 8, 9)}, r"declared float32 \[1, 3, 8, 9\], the model has float32 \[1, 3, 8, 8\]"),
+        ({"dtype": "uint8"}, "declared uint8"),
+        ({"name": "image"}, "declared are"),
+        ({"shape": (3, 8, 8)}, "declared float32"),
+    ],
+)
+def test_a_tensor_that_differs_is_named(model, candidate, config, metadata, changed, told):
+    """The error says which tensor differs, and how."""
+    declared = replace(metadata, inputs=(replace(metadata.inputs[0], **changed),))
+    with pytest.raises(BackendError, match=told) as caught:
+        check_tensors(open_session(str(model), candidate, config), declared)
+    assert caught.value.kind is Kind.STRUCTURE
+
+
+def test_open_sizes_fit_any(tmp_path, candidate, config, metadata):
+    """-1 in the metadata and a symbolic size in the file are any size."""
+    open_size = Tensor(name="input", shape=(-1, 3, -1, 8), dtype="float32")
+    declared = replace(metadata, inputs=(open_size,))
+    check_tensors(open_session(str(graphs.network(tmp_path / "m.onnx")), candidate, config), declared)
+    symbolic = graphs.network(tmp_path / "s.onnx", shape=("batch", 3, 8, 8))
+    check_tensors(open_session(str(symbolic), candidate, config), metadata)
+
+
+def test_sensors_that_are_absent_are_left_out(monkeypatch):
+    """A machine without sensors gives fewer conditions, not wrong ones."""
+    monkeypatch.setattr(hardware.psutil, "sensors_temperatures", dict)
+    monkeypatch.setattr(hardware.psutil, "cpu_freq", lambda: None)
+    assert not {"celsius", "mhz"} & hardware.conditions().keys()
