@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MATCH_IOU = 0.5  # from here on a box is where the truth is
-CONSIDERED = 1000  # boxes a class taken into suppression, best first; bounds its square cost
+CONSIDERED = 400  # boxes a class taken into suppression, best first; bounds its square cost
 
 
 class Marked(Protocol):
