@@ -1,0 +1,1 @@
+"""The operator's desk: publish, roll out, command, watch."""

@@ -36,7 +36,7 @@ class Listing(Document):
     architecture: str
     dataset: str
     version: str
-    memory_mb: Annotated[float, Meta(ge=0)]
+    memory_mb: Annotated[int, Meta(ge=0)]  # rounded up: TUF's canonical JSON has no fractions
     opset: Annotated[int, Meta(ge=1)]
     min_agent: str = "0.1.0"
 

@@ -8,7 +8,7 @@ from agent.trust.listing import FORMAT, Listing, Wrap, read_listing, target_path
 NAME = "face_detection_retinaface_widerface_20250628"
 LISTING = Listing(
     fmt=FORMAT, size=10, wraps=(Wrap(group="g1", epoch=1, key=b"k1"), Wrap(group="g1", epoch=3, key=b"k3")),
-    task="face_detection", architecture="retinaface", dataset="widerface", version="1.0", memory_mb=20.0, opset=17,
+    task="face_detection", architecture="retinaface", dataset="widerface", version="1.0", memory_mb=20, opset=17,
 )  # fmt: skip
 
 

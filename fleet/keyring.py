@@ -1,0 +1,175 @@
+"""A keyring is a folder of keys; a desk has those it needs and no others.
+
+    root.json                    the root that everything is verified against
+    roles/{role}-{n}.pem         private signing keys (PKCS #8)
+    groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made
+    groups/{group}/{epoch}.pub   its public half: what a publisher needs
+    seen/                        the newest metadata this desk has seen, against rollback
+
+A key that is needed and not here is the user's to bring: the error says which file. Keys are never overwritten
+(provisioning/keys.py writes them).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from securesystemslib.signer import CryptoSigner
+
+from agent.core.errors import InputError
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)  # as agent.yaml and the scope of a command allow
+RESERVED = frozenset({"groups"})  # a level of the MQTT topics
+
+
+@dataclass(frozen=True, slots=True)
+class RoleKeys:
+    """How many keys a role is made with, and how many of them must sign."""
+
+    count: int = 1
+    threshold: int = 1
+
+
+ROLES: Mapping[str, RoleKeys] = {
+    "root": RoleKeys(count=3, threshold=2),  # one may be lost, one may be stolen
+    "targets": RoleKeys(),
+    "snapshot": RoleKeys(),
+    "timestamp": RoleKeys(),
+    "releases": RoleKeys(),
+    "deployments": RoleKeys(),
+    "operators": RoleKeys(),
+    "operators-critical": RoleKeys(count=2, threshold=2),
+    "controller": RoleKeys(),
+    "grants": RoleKeys(),
+}
+
+
+class Keyring:
+    """The keys in a folder, read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def root_file(self) -> Path:
+        """The pinned root."""
+        return self.folder / "root.json"
+
+    def root(self) -> bytes:
+        """The pinned root.
+
+        Raises:
+            InputError: no repository was started with these keys.
+        """
+        return read(self.root_file, "start a repository with `edge-provision store init`, or copy its root.json here")
+
+    def signers(self, role: str) -> tuple[CryptoSigner, ...]:
+        """Every signing key of a role that is here, at least one.
+
+        Raises:
+            InputError: there is none, or it cannot be read.
+        """
+        found = self._files(role)
+        if not found:
+            raise InputError(
+                f"{self.folder}: no key of the role {role} (roles/{role}-1.pem); bring it, or use another desk"
+            )
+        return tuple(signer(path) for path in found)
+
+    def holds(self, role: str) -> bool:
+        """Whether a key of a role is here."""
+        return bool(self._files(role))
+
+    def groups(self) -> tuple[str, ...]:
+        """The groups with a public key here."""
+        return tuple(sorted({path.parent.name for path in (self.folder / "groups").glob("*/*.pub")}))
+
+    def publics(self, group: str) -> Mapping[int, ec.EllipticCurvePublicKey]:
+        """Epoch: public key of a group, at least one.
+
+        Raises:
+            InputError: the group is not known here.
+        """
+        found = {epoch: public_key(path) for epoch, path in self._epochs(group, "pub").items()}
+        return found or self._unknown(group)
+
+    def privates(self, group: str) -> Mapping[int, ec.EllipticCurvePrivateKey]:
+        """Epoch: private key of a group, at least one.
+
+        Raises:
+            InputError: the group's private keys are not here.
+        """
+        found = {epoch: private_key(path) for epoch, path in self._epochs(group, "pem").items()}
+        return found or self._unknown(group)
+
+    def _files(self, role: str) -> list[Path]:
+        return sorted((self.folder / "roles").glob(f"{role}-[0-9].pem"))
+
+    def _epochs(self, group: str, suffix: str) -> Mapping[int, Path]:
+        folder = self.folder / "groups" / check_word("group", group)
+        return {int(path.stem): path for path in sorted(folder.glob(f"*.{suffix}")) if path.stem.isdecimal()}
+
+    def _unknown(self, group: str) -> NoReturn:
+        known = ", ".join(self.groups()) or "none"
+        raise InputError(
+            f"{self.folder}: no keys of the group {group} (known: {known}); make it with `edge-provision group init`"
+        )
+
+
+def check_word(kind: str, word: str) -> str:
+    """A name of a group, device or slot that topics, keys and scopes can carry.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not WORD.fullmatch(word) or word in RESERVED:
+        raise InputError(
+            f"{kind} {word!r}: use letters, digits, '_', '-', '.', at most 64, a letter or digit first; not 'groups'"
+        )
+    return word
+
+
+def signer(path: Path) -> CryptoSigner:
+    """The signing key in a file; raises InputError as `private_key`."""
+    try:
+        return CryptoSigner(load_pem_private_key(read(path, "bring the key"), password=None))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The P-256 private key in a file.
+
+    Raises:
+        InputError: it cannot be read, or is another kind of key.
+    """
+    try:
+        key = load_pem_private_key(read(path, "bring the key"), password=None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InputError(f"{path}: not a P-256 key; make it with edge-provision")
+    return key
+
+
+def public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The P-256 public key in a file; raises InputError as `private_key`."""
+    try:
+        key = load_pem_public_key(read(path, "bring the key"))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a public key (PEM): {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InputError(f"{path}: not a P-256 key; make it with edge-provision")
+    return key
+
+
+def read(path: Path, advice: str) -> bytes:
+    """A file's content; raises InputError with the advice where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; {advice}") from error

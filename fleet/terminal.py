@@ -1,0 +1,60 @@
+"""What the command lines share: answers to errors, progress bars, the clock.
+
+A user's mistake is one message and exit 2; what cannot be had or believed now is one message and exit 1. Anything
+else is our bug and shows its trace.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from agent.core.errors import EdgeError, InputError
+from fleet.publish import Tell
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def run(parser: ArgumentParser, argv: list[str] | None) -> int:
+    """Parses, acts, and returns the exit code."""
+    options = parser.parse_args(argv)
+    try:
+        options.act(options)
+    except InputError as error:
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    except EdgeError as error:
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def now() -> datetime:
+    """The time of the desk."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def bars() -> Iterator[Tell]:
+    """A progress bar per step, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield tell

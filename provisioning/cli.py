@@ -1,0 +1,135 @@
+"""`edge-provision`: keys, a repository's beginning, groups, devices."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agent.adapters.store import open_store
+from agent.core.documents import to_tree
+from agent.core.errors import InputError
+from fleet import terminal
+from fleet.broker import broker_at
+from fleet.keyring import ROLES, Keyring
+from fleet.repository import Repository
+from provisioning.enrol import enrol, folders_in, paths_at
+from provisioning.keys import init_group, init_keys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; the exit code."""
+    return terminal.run(make_parser(), argv)
+
+
+def make_parser() -> ArgumentParser:
+    """All commands and options."""
+    parser = ArgumentParser("edge-provision", description="Make keys, start a repository, make groups, enrol devices.")
+    nouns = parser.add_subparsers(metavar="NOUN", required=True)
+
+    verbs = nouns.add_parser("keys", help="make and show signing keys").add_subparsers(metavar="VERB", required=True)
+    one = verbs.add_parser("init", help="make every role's keys in a new folder")
+    one.add_argument("folder", type=Path)
+    one.set_defaults(act=run_keys_init)
+    one = verbs.add_parser("show", help="which keys this folder holds")
+    one.add_argument("folder", type=Path)
+    one.set_defaults(act=run_keys_show)
+
+    verbs = nouns.add_parser("store", help="start a repository").add_subparsers(metavar="VERB", required=True)
+    one = verbs.add_parser("init", help="write the first signed metadata to an empty store")
+    add_store(one)
+    one.set_defaults(act=run_store_init)
+
+    verbs = nouns.add_parser("group", help="make a group").add_subparsers(metavar="VERB", required=True)
+    one = verbs.add_parser("init", help="make the first epoch's keys of a new group")
+    one.add_argument("name")
+    one.add_argument("--keys", type=Path, required=True)
+    one.set_defaults(act=run_group_init)
+
+    verbs = nouns.add_parser("device", help="enrol a device").add_subparsers(metavar="VERB", required=True)
+    one = verbs.add_parser("enrol", help="write a device's grant and its enrolment folder")
+    one.add_argument("name")
+    one.add_argument("--group", required=True)
+    one.add_argument("--out", type=Path, required=True, help="the enrolment folder")
+    one.add_argument("--public-key", type=Path, help="PEM file: the key the device made itself (P-256)")
+    one.add_argument("--installed", type=Path, help="where the folder will lie on the device, e.g. /etc/edge-agent")
+    one.add_argument("--broker", help="mqtt://host:port or mqtts://host:port")
+    add_store(one)
+    one.set_defaults(act=run_device_enrol)
+    return parser
+
+
+def add_store(parser: ArgumentParser) -> None:
+    """The options of commands that write to the store."""
+    parser.add_argument("--store", required=True, help="s3://bucket/prefix or file:///path")
+    parser.add_argument("--endpoint", help="URL of an S3-compatible server")
+    parser.add_argument("--ca", help="PEM file with the authorities to trust")
+    parser.add_argument("--keys", type=Path, required=True, help="folder with the keys of this desk")
+
+
+def run_keys_init(options: Namespace) -> None:
+    """`keys init`."""
+    keyring = init_keys(options.folder)
+    terminal.say(f"made {sum(keys.count for keys in ROLES.values())} keys in {keyring.folder}/roles")
+    terminal.say("keep the root keys apart from each other and offline; see docs/guides/operations.md")
+
+
+def run_keys_show(options: Namespace) -> None:
+    """`keys show`."""
+    if not options.folder.is_dir():
+        raise InputError(f"{options.folder}: no such folder; make one with `edge-provision keys init`")
+    table = Table("role", "key", "keys here", "must sign")
+    keyring = Keyring(options.folder)
+    for role, keys in ROLES.items():
+        here = [signer.public_key.keyid[:16] for signer in keyring.signers(role)] if keyring.holds(role) else []
+        table.add_row(role, " ".join(here) or "-", f"{len(here)} of {keys.count}", str(keys.threshold))
+    terminal.out.print(table)
+    for group in keyring.groups():
+        terminal.say(f"group {group}: epochs {', '.join(map(str, sorted(keyring.publics(group))))}")
+
+
+def run_store_init(options: Namespace) -> None:
+    """`store init`."""
+    store = open_store(options.store, endpoint=options.endpoint, ca=options.ca)
+    repository = Repository.start(store, Keyring(options.keys), terminal.now())
+    terminal.say(f"{options.store}: a repository begins; its root is pinned in {repository.keyring.root_file}")
+
+
+def run_group_init(options: Namespace) -> None:
+    """`group init`."""
+    epoch = init_group(Keyring(options.keys), options.name)
+    terminal.say(f"group {options.name}: epoch {epoch}")
+
+
+def run_device_enrol(options: Namespace) -> None:
+    """`device enrol`."""
+    enrol(
+        open_store(options.store, endpoint=options.endpoint, ca=options.ca),
+        Keyring(options.keys),
+        options.name,
+        options.group,
+        options.out,
+        settings=device_settings(options),
+        key=options.public_key,
+    )
+    folder = options.installed or options.out
+    terminal.say(f"{options.name} of {options.group}: start it with `edge-agent run --config {folder}/agent.yaml`")
+
+
+def device_settings(options: Namespace) -> Mapping[str, Any]:
+    """What agent.yaml says beside device and group."""
+    folder = (options.installed or options.out).absolute()
+    places = paths_at(folder) | ({} if options.installed else folders_in(folder))
+    store = {"url": options.store, "endpoint": options.endpoint, "ca": options.ca}
+    settings = places | {"store": {key: value for key, value in store.items() if value is not None}}
+    if options.broker is None:
+        return settings
+    said = to_tree(broker_at(options.broker))
+    shown = ("host", "port", "tls", "username", "password")  # the rest are defaults
+    return settings | {"broker": {key: said[key] for key in shown if said[key] is not None}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
