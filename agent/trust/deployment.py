@@ -18,7 +18,7 @@ from agent.core.errors import TrustError
 from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Rollout, Share, Wave, WaveAction
 from agent.trust.envelope import Envelope, Opened, parse_bounded, parse_signed, still_believed, verify
 
-PAIR_BYTES = 256 * 1024  # two envelopes in base64; a rollout of 500 slots is about 150 KB
+PAIR_BYTES = 192 * 1024  # 400 slots in base64; stays below what a broker's packet may hold
 AHEAD = timedelta(days=1)  # a device without a clock lives on the time of its last refresh, up to a day old
 
 

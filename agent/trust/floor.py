@@ -19,6 +19,8 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from agent.core.documents import Document
 from agent.core.errors import TrustError
 
+ISSUED_AT = "x-issued-at"  # in the signed part of timestamp.json; other clients ignore it
+
 
 class RoleFloor(Document):
     """The highest version seen of a role, and the digest of the keys that answer for it."""
@@ -77,6 +79,26 @@ def check_floor(old: Floor, found: Mapping[str, RoleFloor], issued: datetime | N
             )
     times = [time for time in (old.time, issued) if time is not None]
     return Floor(roles=found, time=max(times, default=None))
+
+
+def issued_at(timestamp: Timestamp) -> datetime | None:
+    """When a verified timestamp was made, where it says so.
+
+    Raises:
+        TrustError: it says something that is no time.
+    """
+    text = timestamp.unrecognized_fields.get(ISSUED_AT)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise TrustError(
+            f"timestamp metadata: {ISSUED_AT} is {text!r}, no time; its publisher must sign anew"
+        ) from error
+    if moment.tzinfo is None:
+        raise TrustError(f"timestamp metadata: {ISSUED_AT} is {text!r}, without a zone; its publisher must sign anew")
+    return moment
 
 
 def high_water(*times: datetime | None) -> datetime:

@@ -33,7 +33,7 @@ def test_garbage_is_refused(desk, raw):
 def test_an_oversized_deployment_is_not_parsed(desk):
     """The length limit comes first."""
     with pytest.raises(TrustError, match="at most"):
-        believed(desk, b" " * (256 * 1024 + 1))
+        believed(desk, b" " * (192 * 1024 + 1))
 
 
 def test_an_unsigned_rollout_is_refused(desk):

@@ -8,7 +8,7 @@ from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
 from agent.core.documents import from_json, to_json
 from agent.core.errors import TrustError
-from agent.trust.floor import Floor, RoleFloor, check_floor, high_water, seen
+from agent.trust.floor import ISSUED_AT, Floor, RoleFloor, check_floor, high_water, issued_at, seen
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 ROLES = ("root", "timestamp", "snapshot", "targets")
@@ -80,3 +80,16 @@ def test_a_floor_survives_the_disk(chain):
     """It is kept as a document."""
     floor = check_floor(Floor(), seen(*chain), NOW)
     assert from_json(Floor, to_json(floor), "floor") == floor
+
+
+@pytest.mark.parametrize("text", ["soon", 5, "2026-11-01T00:00:00", ""])
+def test_a_signed_time_that_is_none_is_refused(text):
+    """A time without its zone, or no time at all, moves no clock."""
+    with pytest.raises(TrustError, match=ISSUED_AT):
+        issued_at(Timestamp(unrecognized_fields={ISSUED_AT: text}))
+
+
+def test_a_signed_time_is_read():
+    """With Z or with an offset; and none where the publisher gave none."""
+    assert issued_at(Timestamp(unrecognized_fields={ISSUED_AT: "2026-11-01T00:00:00Z"})) == NOW
+    assert issued_at(Timestamp()) is None
