@@ -119,9 +119,10 @@ def _ports(ports: Sequence[Any], declared: Sequence[str]) -> tuple[Port, ...]:
 def _port(port: Any, declared: Sequence[str]) -> Port:
     """A port under the name that the file declares: where nodes were merged it has several."""
     name = next((name for name in declared if name in port.names), None) or port.get_any_name()
-    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    shape = port.get_partial_shape()
+    sizes = () if shape.rank.is_dynamic else tuple(None if one.is_dynamic else one.get_length() for one in shape)
     dtype = port.get_element_type().to_dtype().name
-    return Port(name, shape, TYPES.get(dtype, dtype))
+    return Port(name, sizes, TYPES.get(dtype, dtype))
 
 
 def _last(error: Exception) -> str:

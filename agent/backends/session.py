@@ -102,9 +102,13 @@ def check_feeds(inputs: Sequence[NodeArg], feeds: Mapping[str, Array]) -> None:
 
 
 def fits(declared: Sequence[int | str | None], given: Sequence[int | str | None]) -> bool:
-    """Whether two shapes can be of one tensor; a negative size, a text and None are any size."""
-    return len(declared) == len(given) and all(
-        _is_open(one) or _is_open(other) or one == other for one, other in zip(declared, given, strict=True)
+    """Whether a tensor of the one shape can be given for the other.
+
+    A negative size, a text and None are any size; an empty declared shape is one of no known rank.
+    """
+    return not declared or (
+        len(declared) == len(given)
+        and all(_is_open(one) or _is_open(other) or one == other for one, other in zip(declared, given, strict=True))
     )
 
 

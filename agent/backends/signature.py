@@ -37,7 +37,7 @@ def _check(side: str, declared: Sequence[Tensor], given: Sequence[NodeArg]) -> N
     for tensor in declared:
         port = ports[tensor.name]
         dtype = DTYPES.get(port.type, port.type)
-        if dtype != tensor.dtype or not fits(tensor.shape, port.shape):
+        if dtype != tensor.dtype or not fits(port.shape, tensor.shape):
             raise BackendError(
                 f"{side} {tensor.name}: declared {tensor.dtype} {list(tensor.shape)}, "
                 f"the model has {dtype} {list(port.shape)}",
