@@ -65,6 +65,7 @@ class Chain:
     timestamp: Timestamp
     snapshot: Snapshot
     targets: Targets
+    issued: datetime | None  # when the timestamp was signed, where it says so
 
 
 class TargetInfo(Document):
@@ -82,8 +83,14 @@ class Trusted:
 
     def __init__(self, updater: Updater, store: Store, small: Path) -> None:
         chain = updater._trusted_set  # noqa: SLF001  see the top of the file
-        self.chain = Chain(root=chain.root, timestamp=chain.timestamp, snapshot=chain.snapshot, targets=chain.targets)
-        self.issued = _issued(chain.timestamp)
+        self.chain = Chain(
+            root=chain.root,
+            timestamp=chain.timestamp,
+            snapshot=chain.snapshot,
+            targets=chain.targets,
+            issued=_issued(chain.timestamp),
+        )
+        self.issued = self.chain.issued
         self.expires = chain.timestamp.expires
         self._updater = updater
         self._store = store
