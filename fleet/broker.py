@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.adapters.broker import BrokerSettings
+from agent.core.documents import from_tree
 from agent.core.errors import InputError, TransferError
 
 ANSWER_S = 10.0  # the broker's time for CONNACK, SUBACK, PUBACK
@@ -40,19 +41,17 @@ def broker_at(url: str, ca: str | None = None, cert: str | None = None, key: str
     if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or parts.path not in {"", "/"}:
         raise InputError(f"{url}: not a broker; write mqtt://host:port or mqtts://host:port")
     tls = parts.scheme == "mqtts"
-    try:
-        return BrokerSettings(
-            host=parts.hostname,
-            port=port or (8883 if tls else 1883),
-            tls=tls,
-            ca=ca,
-            cert=cert,
-            key=key,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-        )
-    except ValueError as error:
-        raise InputError(f"{url}: {error}") from error
+    said = {
+        "host": parts.hostname,
+        "port": port if port is not None else 8883 if tls else 1883,
+        "tls": tls,
+        "ca": ca if tls else None,
+        "cert": cert,
+        "key": key,
+        "username": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+    }
+    return from_tree(BrokerSettings, said, f"broker {parts.hostname}")
 
 
 class Broker:

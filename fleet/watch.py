@@ -6,7 +6,9 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = ("device", "state", "slot", "serving", "on", "step", "reason")
+COLUMNS = ("device", "state", "slot", "serving", "on", "confirmed", "wants", "step", "reason")
+STATE_BYTES = 64 * 1024  # a device's words are about 2 KB
+CELL = 80  # characters
 
 
 class Fleet:
@@ -20,36 +22,54 @@ class Fleet:
         """Takes one message from `.../{device}/state` or `.../{device}/reported`; an empty one forgets the device."""
         device, kind = topic.split("/")[2:4]
         kept = self.states if kind == "state" else self.reported
-        if not payload:
+        if payload:
+            kept[device] = words(payload)
+        else:
             kept.pop(device, None)
-            return
-        try:
-            said = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
-            said = {"reason": "sent something that is not JSON"}
-        kept[device] = said if isinstance(said, dict) else {"reason": str(said)}
 
     def table(self) -> Table:
         """A row per device and slot."""
         table = Table(*COLUMNS)
         for device in sorted(self.states.keys() | self.reported.keys()):
-            state = word(self.states.get(device, {}).get("state"))
-            slots = self.reported.get(device, {}).get("slots")
-            rows = sorted(slots.items()) if isinstance(slots, dict) and slots else [("", {})]
-            for slot, said in rows:
-                table.add_row(Text(device), Text(state), Text(slot), *cells(said))
+            state = self.states.get(device, {}).get("state")
+            said = self.reported.get(device, {})
+            slots = said.get("slots")
+            for slot in slots if isinstance(slots, list) and slots else [said]:
+                table.add_row(cell(device), cell(state), *cells(slot))
         return table
 
 
-def cells(said: Any) -> list[Text]:
+def words(payload: bytes) -> dict[str, Any]:
+    """What a device said, or that it cannot be read."""
+    if len(payload) > STATE_BYTES:
+        return {"reason": f"sent {len(payload)} bytes"}
+    try:
+        said = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = None
+    return said if isinstance(said, dict) else {"reason": "sent something that is not a JSON object"}
+
+
+def cells(slot: Any) -> list[Text]:
     """The columns of one slot."""
-    if not isinstance(said, dict):
-        return [Text("")] * 4
-    return [Text(word(said.get(key))) for key in ("active", "backend", "step", "reason")]
+    said = slot if isinstance(slot, dict) else {"reason": "sent a slot that is none"}
+    progress = said.get("progress")
+    step = (
+        f"{said.get('step', '')} {progress:.0%}"
+        if isinstance(progress, float) and 0 < progress < 1
+        else said.get("step")
+    )
+    confirmed = "yes" if said.get("confirmed") is True else ""
+    return [
+        *(cell(said.get(key)) for key in ("slot", "release", "candidate")),
+        cell(confirmed),
+        cell(said.get("desired")),
+        cell(step),
+        cell(said.get("reason")),
+    ]
 
 
-def word(value: Any) -> str:
-    """A value as a short text; a release by its name."""
-    if isinstance(value, dict):
-        value = value.get("name", value.get("state", ""))
-    return "" if value is None else str(value)[:80]
+def cell(value: Any) -> Text:
+    """A value as a short text that cannot steer the terminal."""
+    text = "" if value is None else str(value)
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text[:CELL]))

@@ -4,7 +4,6 @@ It is public: a small summary that a device judges before downloading, and the w
 word for the whole format; an agent opens the formats it names here and no others, so there is nothing to negotiate.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -12,10 +11,10 @@ from msgspec import Meta
 
 from agent.core.documents import Document, from_tree, to_tree
 from agent.core.errors import InputError, TrustError
+from agent.core.names import check_form
 from agent.trust.grant import Epoch
 
 FORMAT: Literal["cob256+zstd+bg/v1"] = "cob256+zstd+bg/v1"
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{2,126}", re.ASCII)
 
 
 class Wrap(Document):
@@ -88,6 +87,5 @@ def target_path(name: str) -> str:
     Raises:
         InputError: no release can have this name.
     """
-    if not NAME.fullmatch(name):
-        raise InputError(f"release {name!r}: a name has lower-case letters, digits, '_' and '-', at most 127")
+    check_form(name)
     return f"releases/{name}.sealed"
