@@ -4,12 +4,13 @@
 2. Facts are documents under (kind, key); the types in `agent.core` say what is in them.
 3. After a change that must not be lost (intent, counters, confirmations) a copy is kept beside the ledger. A ledger
    that is corrupt is moved aside, never deleted, and the copy takes its place: the last good release serves on.
-4. Calls block for a disk sync: the daemon makes them in a thread. One process holds the ledger.
+4. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
+   for a write.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -38,26 +39,38 @@ class Ledger:
         self.path = path
         self.copy = path.with_name(path.name + ".copy")
         self.trouble = ""  # what was wrong at opening, in a sentence; empty when nothing was
-        self._lock = threading.RLock()
+        self._writing_lock, self._reading_lock = threading.Lock(), threading.Lock()
         with files.saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._database = self._open()
+        self._reader = self._connect(path)
+
+    @staticmethod
+    def examine(path: Path) -> str:
+        """What is wrong with a ledger, in a few words; empty when it is whole. Nothing is changed."""
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+                found = database.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.Error as error:
+            return str(error)
+        return "" if found == "ok" else str(found)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self._writing_lock, self._reading_lock:
+            self._reader.close()
             self._database.close()
 
     def get(self, kind: str, key: str, form: type[T]) -> T | None:
         """The fact, or None. One that cannot be read any more counts as absent."""
         with self._reading():
-            row = self._database.execute("SELECT body FROM facts WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+            row = self._reader.execute("SELECT body FROM facts WHERE kind = ? AND key = ?", (kind, key)).fetchone()
         return _read(row[0], form) if row else None
 
     def all(self, kind: str, form: type[T]) -> Mapping[str, T]:
         """Every fact of a kind, by key."""
         with self._reading():
-            rows = self._database.execute("SELECT key, body FROM facts WHERE kind = ? ORDER BY key", (kind,)).fetchall()
+            rows = self._reader.execute("SELECT key, body FROM facts WHERE kind = ? ORDER BY key", (kind,)).fetchall()
         found = {key: _read(body, form) for key, body in rows}
         return {key: fact for key, fact in found.items() if fact is not None}
 
@@ -65,7 +78,7 @@ class Ledger:
         """Record one fact."""
         self.put_all([(kind, key, fact)])
 
-    def put_all(self, facts: list[tuple[str, str, object]], *, precious: bool = False) -> None:
+    def put_all(self, facts: Sequence[tuple[str, str, object]], *, precious: bool = False) -> None:
         """Record facts together, or none; a fact of None is removed. Precious ones go into the copy, too.
 
         Raises:
@@ -126,21 +139,24 @@ class Ledger:
         return database
 
     def _keep_copy(self) -> None:
-        with self._reading():
-            content = self._database.serialize()
-        files.write_durably(self.copy, content)
+        with self._writing_lock, self._saying_why():
+            files.write_durably(self.copy, self._database.serialize())
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except sqlite3.Error as error:
-                raise TransferError(f"{self.path}: {error}; check the disk") from error
+        with self._reading_lock, self._saying_why():
+            yield
+
+    @contextmanager
+    def _saying_why(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise TransferError(f"{self.path}: {error}; check the disk") from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._reading(), closing(self._database.cursor()) as cursor:
+        with self._writing_lock, self._saying_why(), closing(self._database.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -31,8 +31,11 @@ class Place(Document, order=True):
         return f"{self.ref} on {self.candidate}"
 
 
+WEIGHTS, METADATA, CONFIG, GOLDEN = PARTS = ("model.onnx", "metadata.json", "config.yaml", "golden.npz")
+
+
 class Part(Document):
-    """One file of a release as it is handed over: `model.onnx`, `metadata.json`, `config.yaml`, `golden.npz`."""
+    """One file of a release as it is handed over; a release has all of PARTS."""
 
     name: str
     size: int
@@ -80,7 +83,10 @@ class Trial(Document, tag=True):
 
 
 class Prove(Document, tag=True):
-    """Golden samples alone, for a candidate whose evidence is still good. Answer: Done or Refused."""
+    """Golden samples alone, for a candidate whose evidence is still good. Answer: Done or Refused.
+
+    On the serving seat it is a probe, and counted as one.
+    """
 
     slot: str
     place: Place
@@ -180,7 +186,7 @@ class Incident(Document):
     at: float  # monotonic seconds
     place: Place
     failure: Failure
-    action: str  # "fell back to ...", "restarted", "gave up"
+    action: str  # "fell back to ...", "restarting", "gave up", "no fall-back left"
 
 
 class SlotFacts(Document):

@@ -151,8 +151,9 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:
     if hopeless is not None:
         return Reject(hopeless)
     goal = goal_of(desired, seen, now)
-    if goal is None:
-        return next(leftovers(desired, seen, None), None)
+    stray = next(strays(desired, seen, goal), None)
+    if stray is not None or goal is None:
+        return stray
     if now < (until := seen.not_before.get(goal, now)):
         return Wait(until)
     copy = seen.copies.get(goal, Copy())
@@ -180,7 +181,7 @@ def settle(desired: Desired, seen: Observed, place: Place, now: float) -> Step |
     if seen.last_good != place:
         soaked_at = seen.serving_since + desired.soak_s
         return Wait(soaked_at) if now < soaked_at else Confirm(place)
-    return next(leftovers(desired, seen, place), None)
+    return None
 
 
 def goal_of(desired: Desired, seen: Observed, now: float) -> Ref | None:
@@ -253,8 +254,10 @@ def fallback_for(place: Place, seen: Observed) -> Place | None:
     return next((one for one in choices if one in seen.seats and one != place and is_sound(one, seen)), None)
 
 
-def leftovers(desired: Desired, seen: Observed, place: Place | None) -> Iterator[Step]:
-    """Everything that no longer serves a purpose once `place` is confirmed, or nothing is wanted."""
-    yield from (Unload(seat) for seat in sorted(seen.seats) if seat != place)
-    kept = desired.keep | ({place.ref} if place is not None else set())
-    yield from (Delete(ref) for ref in sorted(seen.copies) if ref not in kept)
+def strays(desired: Desired, seen: Observed, goal: Ref | None) -> Iterator[Step]:
+    """Seats, then files, of releases that serve no purpose any more; their room is needed for the goal."""
+    used = {goal, desired.release} - seen.rejected if goal is not None else set()
+    if goal is not None:
+        used |= {place.ref for place in (seen.last_good, seen.serving, seen.fallback) if place is not None}
+    yield from (Unload(place) for place in sorted(seen.seats) if place.ref not in used)
+    yield from (Delete(ref) for ref in sorted(seen.copies) if ref not in used | desired.keep)

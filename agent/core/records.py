@@ -40,6 +40,11 @@ class TrialRecord(Document):
     failure: Failure | None = None
 
 
+def trial_key(place: Place) -> str:
+    """Under which the ledger keeps the trial of a place."""
+    return f"{place.ref.digest}:{place.candidate}"
+
+
 class Rejection(Document):
     """A release that is not tried again, and why."""
 

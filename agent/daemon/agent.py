@@ -1,0 +1,223 @@
+"""The daemon: every part made once, joined by boards, run in one TaskGroup.
+
+Intake writes the desired board, reconcilers read it and move the runner, the reporter shows what is. Nobody else
+talks to anybody. Tasks are cancelled, never orphaned; the runner outlives us.
+"""
+
+import asyncio
+import os
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent import VERSION
+from agent.adapters import host, service
+from agent.adapters.broker import Link
+from agent.adapters.ledger import Ledger
+from agent.adapters.outbox import Outbox
+from agent.adapters.store import Store, open_store
+from agent.adapters.tuf_client import TufClient
+from agent.core import plan
+from agent.core.documents import to_json
+from agent.core.errors import EdgeError, InputError
+from agent.core.records import Device, ReleaseRecord
+from agent.core.slot import SlotRecord
+from agent.daemon.bench import Bench
+from agent.daemon.board import Board
+from agent.daemon.control import Control
+from agent.daemon.intake import Intake
+from agent.daemon.jobs import Jobs
+from agent.daemon.keyring import Keyring
+from agent.daemon.news import News
+from agent.daemon.reconcile import Reconciler
+from agent.daemon.report import Reporter
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.settings import Settings
+from agent.daemon.steps import Steps
+
+BUILT = datetime(2026, 11, 1, tzinfo=UTC)  # of this release of the agent: no earlier time is believed
+TWICE = 1.5  # availability needs the new seat beside the old one, with some room for the rest of the machine
+BEAT_S = 5.0  # without systemd nobody asks for a beat; the loop's lag is still of interest
+
+
+class Agent:
+    """One device."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Makes the parts; nothing is contacted yet.
+
+        Raises:
+            InputError: a setting, key or root is wrong; says which.
+            TransferError: the disk refuses.
+        """
+        self.settings = settings
+        self.boot = uuid.uuid4().hex[:12]
+        self.stopping = asyncio.Event()
+        state = settings.state
+        self.ledger = Ledger(state / "ledger.db")
+        self.outbox = Outbox(state / "outbox.db")
+        self.news = News(settings.device, self.ledger, self.outbox)
+        keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
+        store = store_of(settings)
+        self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), lambda chain: self.intake.check(chain))
+        self.intake = Intake(
+            settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT
+        )
+        self.runner = RunnerLink(settings.runner)
+        limit = settings.store.rate_limit_mb_s
+        self.steps = Steps(
+            state / "models", store, int(limit * 1e6) if limit else None, self.ledger, keyring, self.runner,
+            lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
+        )  # fmt: skip
+        self.changed: Board[int] = Board(0)
+        self.reconcilers: dict[str, Reconciler] = {}
+        self.link = self._make_link()
+        self.reporter = Reporter(
+            settings, self.boot, self.ledger, self.outbox, self.news, self.intake, self.runner, self.reconcilers,
+            lambda: self.link, self.changed,
+        )  # fmt: skip
+        bench = Bench(self.ledger, self.steps, self.runner, self.device)
+        self.jobs = Jobs(
+            self.intake, self.ledger, self.news, self.runner, bench, self.reconcilers, self.reporter.now, self.changed
+        )
+        self.control = Control(settings.run / "control.sock", self.jobs)
+
+    async def run(self) -> None:
+        """Serve until `stopping` is set."""
+        self._begin()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self.runner.run(), name="runner"),
+                    tasks.create_task(self._poll(), name="poll"),
+                    tasks.create_task(self._keep_slots(tasks), name="slots"),
+                    tasks.create_task(self.jobs.run(), name="jobs"),
+                    tasks.create_task(self.reporter.run(), name="report"),
+                    tasks.create_task(self.control.run(), name="control"),
+                    tasks.create_task(self._beat(), name="beat"),
+                ]
+                if self.link is not None:
+                    running.append(tasks.create_task(self.link.run(), name="broker"))
+                await self.stopping.wait()
+                service.notify("STOPPING=1")
+                await self.runner.stop_ours()
+                for task in [*running, *self._slot_tasks.values()]:
+                    task.cancel()
+        finally:
+            self.news.close()
+            self.ledger.close()
+            self.outbox.close()
+
+    def device(self) -> Device | None:
+        """What counts for every slot, once the runner has said what it found."""
+        line = self.runner.line.value
+        if line is None:
+            return None
+        return Device(found=line.welcome.found, cores=os.cpu_count() or 1, power_mode=self._power_mode)
+
+    def swap(self, slot: str) -> plan.Swap:
+        """The swap policy of a slot: as set, or by measured need against free memory."""
+        wanted = self.settings.slot(slot).swap
+        if wanted != "auto":
+            return plan.Swap(wanted)
+        record = self.ledger.get("slot", slot, SlotRecord)
+        release = self._release(record)
+        need = release.metadata.compatibility.memory_mb if release is not None and release.metadata is not None else 0.0
+        room = host.readings(self.settings.state).memory_available_mb
+        return plan.Swap.AVAILABILITY if room > TWICE * need else plan.Swap.RESOURCE
+
+    def note(self) -> None:
+        """Something that is shown has changed."""
+        self.changed.post(self.changed.value + 1)
+
+    def _begin(self) -> None:
+        self._power_mode = host.readings(self.settings.state).power_mode
+        self._slot_tasks: dict[str, asyncio.Task[None]] = {}
+        self.steps.free_of_strays()
+        self.intake.load()
+        if self.ledger.trouble:
+            self.news.tell("ledger", reason=self.ledger.trouble)
+        self.news.tell("started", reason=f"agent {VERSION}, boot {self.boot}")
+
+    async def _poll(self) -> None:
+        """Ask the store now and then, or when somebody wants it."""
+        failures = 0
+        while True:
+            self.intake.poll_now.clear()
+            try:
+                await self.intake.poll()
+            except EdgeError as error:
+                failures += 1
+                if failures == 1:
+                    await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
+            else:
+                failures = 0
+            self.note()
+            wait = min(self.settings.store.poll_s, 2.0**failures) if failures else self.settings.store.poll_s
+            try:
+                async with asyncio.timeout(wait):
+                    await self.intake.poll_now.wait()
+            except TimeoutError:
+                continue
+
+    async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
+        """One task for each slot that is or was ever wanted."""
+        async for records in self.intake.desired.changes():
+            for slot in records:
+                if slot not in self.reconcilers:
+                    reconciler = Reconciler(
+                        slot, self.intake.desired, self.swap, self.ledger, self.steps, self.runner, self.news,
+                        self.device, self.note,
+                    )  # fmt: skip
+                    self.reconcilers[slot] = reconciler
+                    self._slot_tasks[slot] = tasks.create_task(reconciler.run(), name=f"slot {slot}")
+            self.note()
+
+    async def _beat(self) -> None:
+        """Tell systemd that we are up, and that the loop turns."""
+        service.notify("READY=1")
+        interval = service.watchdog_interval() or BEAT_S
+        while True:
+            serving = [f"{name}: {reconciler.view.step}" for name, reconciler in self.reconcilers.items()]
+            service.notify(f"WATCHDOG=1\nSTATUS={'; '.join(serving) or 'no slot is deployed yet'}")
+            await asyncio.sleep(interval)
+
+    def _make_link(self) -> Link | None:
+        if self.settings.broker is None:
+            return None
+        births = (self.ledger.get("count", "birth", int) or 0) + 1
+        self.ledger.put("count", "birth", births)
+        about = {"boot": self.boot, "birth": births, "agent": VERSION, "hardware": host.hardware()}
+        return Link(
+            self.settings.broker, self.settings.device, [self.settings.group], self.outbox,
+            birth=lambda: to_json({"state": "online", "at": time.time(), **about}),
+            will=to_json({"state": "offline", **about}),
+            receive=self.intake.receive,
+        )  # fmt: skip
+
+    def _release(self, record: SlotRecord | None) -> ReleaseRecord | None:
+        if record is None or record.desired is None:
+            return None
+        return self.ledger.get("release", record.desired.digest, ReleaseRecord)
+
+
+def store_of(settings: Settings) -> Store:
+    """The store that the settings name."""
+    store = settings.store
+    return open_store(
+        store.url, endpoint=store.endpoint, region=store.region, access_key=store.access_key,
+        secret_key=store.secret_key, ca=store.ca,
+    )  # fmt: skip
+
+
+def read_root(path: Path) -> bytes:
+    """The pinned root.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; `edge-provision device enrol` writes the pinned root") from error

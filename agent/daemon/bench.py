@@ -1,0 +1,99 @@
+"""Measure every candidate of a slot's release by hand, beside what serves.
+
+The seats of a bench stand in a slot of their own, which nobody can ask: what serves is not disturbed, and an agent
+that dies here leaves a seat that the next one ends.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from agent.adapters.ledger import Ledger
+from agent.core.candidate import Candidate, Evidence, Failure, judge
+from agent.core.documents import Document
+from agent.core.errors import BackendError, InputError, TransferError
+from agent.core.messages import Facts, Load, Place, Trial, Tried, Unload
+from agent.core.records import Device, ReleaseRecord
+from agent.core.slot import SlotRecord
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.steps import Steps
+
+SHADOW = "~bench"  # behind a slot's name; no task has this character
+RUNS = 100
+
+
+class Measured(Document):
+    """One candidate's figures, and the gate it misses, if any."""
+
+    candidate: Candidate
+    evidence: Evidence | None = None
+    failure: Failure | None = None
+
+
+class Bench:
+    """Measures on demand, one slot at a time."""
+
+    def __init__(
+        self, ledger: Ledger, steps: Steps, runner: RunnerLink, device: Callable[[], Device | None]
+    ) -> None:
+        self._ledger = ledger
+        self._steps = steps
+        self._runner = runner
+        self._device = device
+        self._one = asyncio.Lock()
+
+    async def run(self, slot: str) -> tuple[Measured, ...]:
+        """Every candidate of what the slot serves, measured now, in the config's order.
+
+        Raises:
+            InputError: there is no such slot, or nothing of it is verified here.
+            TransferError: the runner is not there.
+        """
+        device = self._device()
+        if device is None:
+            raise TransferError("edge-runner is not there yet; try again")
+        release = self._release(slot)
+        assert release.config is not None
+        async with self._one:
+            return tuple([
+                await self._measure(slot, Place(ref=release.ref, candidate=candidate), release, device)
+                for candidate in device.candidates(release.config)
+            ])
+
+    async def clean(self, facts: Facts) -> None:
+        """End the seats that a bench left behind."""
+        left = [(slot, seat.place) for slot, one in facts.slots.items() if slot.endswith(SHADOW) for seat in one.seats]
+        for slot, place in left:
+            await self._end(slot, place)
+
+    async def _measure(self, slot: str, place: Place, release: ReleaseRecord, device: Device) -> Measured:
+        assert release.config is not None
+        try:
+            await self._steps.hold(place.ref)
+            await self._runner.ask(Load(slot=slot + SHADOW, place=place))
+            order = Trial(slot=slot + SHADOW, place=place, key=device.key(place.candidate), runs=RUNS)
+            reply, _ = await self._runner.ask(order)
+        except BackendError as error:
+            return Measured(candidate=place.candidate, failure=Failure(kind=error.kind, reason=str(error)))
+        finally:
+            await self._end(slot + SHADOW, place)
+        assert isinstance(reply, Tried), reply
+        failure = judge(reply.evidence, release.config.gates)
+        return Measured(candidate=place.candidate, evidence=reply.evidence, failure=failure)
+
+    async def _end(self, slot: str, place: Place) -> None:
+        with contextlib.suppress(BackendError, TransferError):
+            await self._runner.ask(Unload(slot=slot, place=place))
+
+    def _release(self, slot: str) -> ReleaseRecord:
+        record = self._ledger.get("slot", slot, SlotRecord)
+        if record is None:
+            known = sorted(self._ledger.all("slot", SlotRecord))
+            raise InputError(f"no slot {slot!r}; this device has {', '.join(known) or 'none yet'}")
+        facts = self._runner.facts.value
+        serving = facts.slots[slot].serving if facts is not None and slot in facts.slots else None
+        wanted = serving.ref if serving is not None else record.desired
+        release = self._ledger.get("release", wanted.digest, ReleaseRecord) if wanted is not None else None
+        if release is None or not release.verified:
+            raise InputError(f"slot {slot}: nothing is verified here yet; see `edge-agent status`")
+        return release

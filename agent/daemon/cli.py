@@ -1,0 +1,206 @@
+"""`edge-agent`: run the daemon, and ask it or the machine how things are.
+
+A user's mistake is one clear message and exit 2; nothing there, or not working, is exit 1; a broken config at `run`
+is exit 78 (EX_CONFIG), which systemd does not cure by restarting.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from agent import VERSION
+from agent.adapters import files
+from agent.core.documents import from_json, from_tree
+from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.intent import Verb
+from agent.daemon import doctor, show
+from agent.daemon.agent import Agent
+from agent.daemon.bench import Measured
+from agent.daemon.control import Question, ask
+from agent.daemon.settings import Settings, read_settings
+from agent.daemon.state import State
+
+CONFIG = Path("/etc/edge-agent/agent.yaml")
+EX_CONFIG = 78
+ASK_S = 60.0
+BENCH_S = 1800.0
+WATCH_S = 1.0
+
+
+def main() -> None:
+    """The command."""
+    arguments = parser().parse_args()
+    try:
+        sys.exit(arguments.call(arguments))
+    except InputError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        sys.exit(EX_CONFIG if arguments.call is run else 2)
+    except EdgeError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    top = argparse.ArgumentParser(prog="edge-agent", description="Keeps this device's models fresh, safe and serving.")
+    top.add_argument("--version", action="version", version=VERSION)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    add(commands, "run", run, "run the daemon (systemd does)")
+    one = add(commands, "status", status, "what serves, and what is being done")
+    one.add_argument("--watch", action="store_true", help="keep showing, until Ctrl-C")
+    one.add_argument("--json", action="store_true", help="print the state as JSON")
+    one = add(commands, "why", why, "why it serves what it serves: evidence, rejections, events")
+    one.add_argument("slot", nargs="?", help="one slot (default: all)")
+    one = add(commands, "bench", bench, "measure every candidate of a slot now, beside what serves")
+    one.add_argument("slot", nargs="?", help="one slot (default: all)")
+    one.add_argument("--json", action="store_true", help="print the figures as JSON")
+    one = add(commands, "sync", sync, "ask the store now, without waiting for the next poll")
+    one = add(commands, "retry", retry, "try again what failed for reasons that may have passed")
+    one.add_argument("slot", nargs="?", help="one slot (default: all)")
+    add(commands, "doctor", examine, "what this device has, lacks, and what to do about it")
+    return top
+
+
+def add(commands, name, call, text) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # noqa: ANN001  argparse names no type for it
+    """One command; all of them take a config."""
+    one: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    one.add_argument("--config", type=Path, default=CONFIG, help=f"agent.yaml (default: {CONFIG})")
+    one.set_defaults(call=call)
+    return one
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The daemon, until SIGTERM or SIGINT."""
+    settings = read_settings(arguments.config)
+    level = os.environ.get("EDGE_LOG", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf", "mqtt"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory
+    asyncio.run(serve(settings))
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """One life of the agent."""
+    with lock(settings.state):
+        agent = Agent(settings)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stopping.set)
+        await agent.run()
+
+
+@contextlib.contextmanager
+def lock(folder: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """One agent for one state folder; raises InputError for the second."""
+    import fcntl  # noqa: PLC0415
+
+    with files.saying_why(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder}: another agent runs with this state folder; stop it first") from error
+        yield
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """The table, once or until Ctrl-C."""
+    settings = read_settings(arguments.config)
+    if arguments.json:
+        print(json.dumps(json.loads(raw_state(settings)), indent=2))
+        return 0
+    if not arguments.watch:
+        state = read_state(settings)
+        Console().print(show.status(state, show.utc_now()))
+        return 0
+    with Live(show.status(read_state(settings), show.utc_now()), refresh_per_second=4, screen=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            live.update(show.status(read_state(settings), show.utc_now()))
+
+
+def why(arguments: argparse.Namespace) -> int:
+    """The reasons."""
+    state = read_state(read_settings(arguments.config))
+    if arguments.slot is not None and arguments.slot not in state.slots:
+        raise InputError(f"no slot {arguments.slot!r}; this device has {', '.join(sorted(state.slots)) or 'none yet'}")
+    names = [arguments.slot] if arguments.slot else sorted(state.slots)
+    Console().print(show.why(state, names))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Fresh figures."""
+    settings = read_settings(arguments.config)
+    result = asked(settings, Verb.BENCH, arguments.slot, BENCH_S)
+    if arguments.json:
+        print(json.dumps(result["measured"], indent=2))
+        return 0
+    for slot, measured in result["measured"].items():
+        Console().print(show.bench(slot, from_tree(tuple[Measured, ...], measured, "bench")))
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """One poll."""
+    asked(read_settings(arguments.config), Verb.SYNC, None, ASK_S)
+    print("synced")
+    return 0
+
+
+def retry(arguments: argparse.Namespace) -> int:
+    """Chances again."""
+    result = asked(read_settings(arguments.config), Verb.RETRY, arguments.slot, ASK_S)
+    print("tried again: " + (", ".join(result["reopened"]) or "nothing was rejected for a reason that may pass"))
+    return 0
+
+
+def examine(arguments: argparse.Namespace) -> int:
+    """The findings; exit 1 when something needed is not so."""
+    console, needed = Console(), True
+    for finding in doctor.examine(read_settings(arguments.config)):
+        optional = finding.what.startswith("backend")
+        mark = "[green]✓[/]" if finding.fine else "[dim]–[/]" if optional else "[red]✗[/]"
+        console.print(f"{mark} {finding.what:<18} ", end="")
+        console.print(finding.says, markup=False, highlight=False)
+        needed = needed and (finding.fine or optional)
+    return 0 if needed else 1
+
+
+def asked(settings: Settings, verb: Verb, slot: str | None, timeout_s: float):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """The daemon's answer."""
+    return ask(settings.run / "control.sock", Question(verb=verb, slot=slot), timeout_s)
+
+
+def read_state(settings: Settings) -> State:
+    """The state the daemon wrote last."""
+    return from_json(State, raw_state(settings), str(settings.run / "state.json"))
+
+
+def raw_state(settings: Settings) -> bytes:
+    """As it was written."""
+    content = files.read_or_none(settings.run / "state.json")
+    if content is None:
+        raise TransferError(f"{settings.run / 'state.json'}: nothing there; start the agent: `edge-agent run --config ...`")
+    return content
+
+
+if __name__ == "__main__":
+    main()

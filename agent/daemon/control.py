@@ -1,0 +1,102 @@
+"""The local control socket: the daemon's ear for `edge-agent` commands on the same machine.
+
+One line of JSON is a question, one line the answer. Only the agent's own user and root are heard (SO_PEERCRED; the
+socket's mode is the second lock). It can ask for work and for facts; it cannot name a release.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from msgspec import field
+
+from agent.core.documents import Document, from_json, to_json
+from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.intent import Verb
+from agent.daemon.jobs import Jobs
+
+LINE_BYTES = 1024 * 1024
+
+
+class Question(Document):
+    """What is asked."""
+
+    verb: Verb
+    slot: str | None = None
+
+
+class Said(Document):
+    """What came of it."""
+
+    error: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Control:
+    """Serves the socket."""
+
+    def __init__(self, path: Path, jobs: Jobs) -> None:
+        self._path = path
+        self._jobs = jobs
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_BYTES)
+        self._path.chmod(0o600)
+        async with server:
+            await server.serve_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            said = await self._answer(await reader.readline(), writer)
+            writer.write(to_json(said) + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Said:
+        if peer_uid(writer.get_extra_info("socket")) not in {0, os.getuid()}:
+            return Said(error="only root and the agent's own user may ask; use sudo")
+        try:
+            question = from_json(Question, line, "question")
+            return Said(result=await self._jobs.do(question.verb, question.slot))
+        except EdgeError as error:
+            return Said(error=str(error))
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def ask(path: Path, question: Question, timeout_s: float) -> dict[str, Any]:
+    """The daemon's answer, for commands.
+
+    Raises:
+        TransferError: no daemon listens there.
+        InputError: what the daemon says is wrong.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(str(path))
+            sock.sendall(to_json(question) + b"\n")
+            with sock.makefile("rb") as stream:
+                line = stream.readline()
+        except OSError as error:
+            raise TransferError(
+                f"{path}: the agent does not answer ({error}); is it running? `edge-agent run --config ...`"
+            ) from error
+    if not line:
+        raise TransferError(f"{path}: the agent ended before it answered; look at its log")
+    said = from_json(Said, line, str(path))
+    if said.error:
+        raise InputError(said.error)
+    return said.result

@@ -1,0 +1,137 @@
+"""`edge-agent doctor`: each thing the device needs, whether it is so, and the next thing to do where it is not.
+
+It looks for itself and asks no daemon, so that it helps where none starts.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.adapters import files, host
+from agent.adapters.ledger import Ledger
+from agent.adapters.store import open_store
+from agent.core.candidate import Found
+from agent.core.documents import Document, from_tree
+from agent.core.errors import EdgeError, TransferError
+from agent.daemon.keyring import read_key
+from agent.daemon.settings import Settings
+
+PROBE_S = 120.0  # a first start of OpenVINO or CUDA from a slow disk
+CONNECT_S = 5.0
+LOW_DISK_BYTES = 512 * 1024 * 1024
+
+
+class Finding(Document):
+    """One line of the doctor's."""
+
+    what: str
+    fine: bool
+    says: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every finding, as it is made."""
+    yield checked("device key", lambda: f"{settings.device_key}: {read_key(Path(settings.device_key)).key_size} bits")
+    yield checked("pinned root", lambda: root_version(Path(settings.root)))
+    yield checked("state folder", lambda: writable(settings.state))
+    yield checked("ledger", lambda: ledger(settings.state / "ledger.db"))
+    yield checked("store", lambda: store(settings))
+    if settings.broker is not None:
+        yield checked("broker", lambda: reachable(settings.broker.host, settings.broker.port) if settings.broker else "")
+    yield clock()
+    yield from (backend(found) for found in probe())
+
+
+def checked(what: str, look: Callable[[], str]) -> Finding:
+    """What a look found, or why it failed."""
+    try:
+        return Finding(what=what, fine=True, says=look())
+    except EdgeError as error:
+        return Finding(what=what, fine=False, says=str(error))
+
+
+def root_version(path: Path) -> str:
+    """The pinned root's version."""
+    content = files.read_or_none(path)
+    if content is None:
+        raise TransferError(f"{path}: not there; `edge-provision device enrol` writes it")
+    try:
+        signed = json.loads(content)["signed"]
+        return f"{path}: version {signed['version']}, expires {signed['expires']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransferError(f"{path}: this is no TUF root; copy it again from the provisioning desk") from error
+
+
+def writable(folder: Path) -> str:
+    """Whether the state can be kept."""
+    with files.saying_why(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_durably(folder / ".doctor", b"")
+    (folder / ".doctor").unlink()
+    free = files.free_bytes(folder)
+    if free < LOW_DISK_BYTES:
+        raise TransferError(f"{folder}: {free / 1e6:.0f} MB free; make room for at least {LOW_DISK_BYTES / 1e6:.0f} MB")
+    return f"{folder}: {free / 1e9:.1f} GB free"
+
+
+def ledger(path: Path) -> str:
+    """Whether the ledger is whole. It is not mended here."""
+    if not path.exists():
+        return f"{path}: not there yet; the first start makes it"
+    trouble = Ledger.examine(path)
+    if trouble:
+        raise TransferError(f"{path}: {trouble}; the agent puts its copy in place when it starts")
+    return f"{path}: whole"
+
+
+def store(settings: Settings) -> str:
+    """Whether the store answers."""
+    one = settings.store
+    opened = open_store(
+        one.url, endpoint=one.endpoint, region=one.region, access_key=one.access_key,
+        secret_key=one.secret_key, ca=one.ca,
+    )  # fmt: skip
+    content = opened.read("metadata/timestamp.json", 64 * 1024)
+    try:
+        return f"{one.url}: timestamp version {json.loads(content)['signed']['version']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransferError(f"{one.url}: what answers is no repository of ours; check the URL") from error
+
+
+def reachable(name: str, port: int) -> str:
+    """Whether something listens at the broker's address."""
+    try:
+        with socket.create_connection((name, port), timeout=CONNECT_S):
+            return f"{name}:{port} answers"
+    except OSError as error:
+        raise TransferError(f"{name}:{port}: {error}; check `broker:` in agent.yaml and the network") from error
+
+
+def clock() -> Finding:
+    """Whether the time can be trusted; a wrong one only delays."""
+    known = host.SYNCHRONISED.exists()
+    says = "synchronised" if known else "not known to be synchronised; expiry is judged by the newest signed time seen"
+    return Finding(what="clock", fine=True, says=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {says}")
+
+
+def backend(found: Found) -> Finding:
+    """One backend."""
+    devices = f" on {', '.join(found.devices)}" if found.devices else ""
+    says = f"{found.version}{devices}" if found.present else found.reason
+    return Finding(what=f"backend {found.backend}", fine=found.present, says=says)
+
+
+def probe() -> tuple[Found, ...]:
+    """What the backends here can really do, asked in a child: a driver that crashes takes only that along."""
+    command = [sys.executable, "-m", "agent.runner.seat", "--probe"]
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=True, env=environment)
+        return from_tree(tuple[Found, ...], json.loads(done.stdout), "probe")
+    except (subprocess.SubprocessError, ValueError, OSError, EdgeError):
+        return ()

@@ -1,0 +1,318 @@
+"""Bring one slot to what is desired: observe, decide, act, look again. One task per slot.
+
+1. The planner decides; this file counts chances, backs off, watches the soak and tells what changed.
+2. A change of desire stops a running fetch of something else; a trial or a swap is finished first: it is short.
+3. A backend failure has CHANCES before its place is out: a driver may hiccup, a candidate may be killed by mistake.
+   So has a speed gate: the device may have been busy. Parity, structure and trust have one.
+4. During a soak the counters are judged every second; with too few requests, golden samples are run instead.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from agent.adapters.ledger import Ledger
+from agent.core import plan
+from agent.core.candidate import Failure
+from agent.core.documents import Document
+from agent.core.errors import BackendError, Kind, TransferError
+from agent.core.messages import Counters, Facts, Incident, Look, Place, Prove, SlotFacts
+from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
+from agent.core.release import Ref
+from agent.core.slot import SlotRecord
+from agent.core.soak import has_evidence, judge_soak
+from agent.daemon.board import Board
+from agent.daemon.news import News
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.steps import Later, Never, Outcome, Progress, Steps, Success
+
+CHANCES: Mapping[Kind, int] = {Kind.BACKEND: 3, Kind.SPEED: 2, Kind.MEMORY: 2}
+BACK_OFF_S = (0.5, 60.0)  # first and longest wait after a Later; doubled, with full jitter
+LOOK_S = 1.0  # how often a soak is judged
+
+
+class Noted(Document):
+    """The newest incident of the runner that was taken up."""
+
+    runner: int = 0  # pid: another runner counts anew
+    number: int = 0
+
+
+class SlotView:
+    """What one slot is doing, for those who report."""
+
+    def __init__(self, slot: str) -> None:
+        self.slot = slot
+        self.step = "waiting for the runner"
+        self.working_on = ""
+        self.reason = ""
+        self.since = time.time()
+
+
+class Reconciler:
+    """Keeps one slot."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
+        self,
+        slot: str,
+        desired: Board[Mapping[str, SlotRecord]],
+        swap: Callable[[str], plan.Swap],
+        ledger: Ledger,
+        steps: Steps,
+        runner: RunnerLink,
+        news: News,
+        device: Callable[[], Device | None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.slot = slot
+        self.view = SlotView(slot)
+        self._desired = desired
+        self._swap = swap
+        self._ledger = ledger
+        self._steps = steps
+        self._runner = runner
+        self._news = news
+        self._device = device
+        self._changed = changed
+        self._not_before: dict[Ref, float] = {}
+        self._tries: Counter[Ref] = Counter()
+        self._misses: Counter[Place] = Counter()
+        self._probes: Counter[Place] = Counter()
+
+    async def run(self) -> None:
+        """Keep the slot until cancelled."""
+        while True:
+            device = self._device()
+            facts = self._runner.facts.value
+            if device is None or facts is None:
+                self._show("waiting for the runner", reason=self._runner.last_error)
+                await self._news_or(LOOK_S)
+                continue
+            await self._note_incidents(facts.slots.get(self.slot, SlotFacts()).incidents, device)
+            record = self._record()
+            seen = self._observe(record, facts, device)
+            step = plan.next_step(desired_of(record, self._swap(self.slot)), seen, time.monotonic())
+            if step is None or isinstance(step, plan.Wait):
+                await self._rest(step, record, seen, device)
+            else:
+                await self._take(step, seen, device)
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of a fetch that runs now."""
+        return self._steps.progress.get(self.slot)
+
+    def retry(self) -> None:
+        """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
+        self._not_before.clear()
+        self._tries.clear()
+        self._misses.clear()
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    async def _take(self, step: plan.Step, seen: plan.Observed, device: Device) -> None:
+        name, subject = type(step).__name__.lower(), subject_of(step)
+        self._show(name, subject)
+        if isinstance(step, plan.Confirm) and not await self._has_evidence(step.place):
+            return
+        outcome = await self._do(step, device)
+        if outcome is None:
+            return
+        await self._learn(step, outcome, device)
+        if not isinstance(step, plan.Unload | plan.Prove) or not isinstance(outcome, Success):
+            self._tell(step, name, outcome)
+        if isinstance(step, plan.Promote) and isinstance(outcome, Success):
+            self._probes.pop(step.place, None)
+
+    async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
+        """What came of the step; None when desire moved away from a fetch."""
+        work = asyncio.create_task(self._steps.act(self.slot, step, device), name=f"{self.slot} {step}")
+        try:
+            while isinstance(step, plan.Fetch) and not work.done():
+                turned = asyncio.create_task(self._desired.turned())
+                await asyncio.wait({work, turned}, return_when=asyncio.FIRST_COMPLETED)
+                turned.cancel()
+                if not work.done() and self._record().desired != step.release:
+                    return None
+            return await work
+        finally:
+            work.cancel()
+
+    async def _learn(self, step: plan.Step, outcome: Outcome, device: Device) -> None:
+        """Turn an outcome into facts."""
+        ref = ref_of(step)
+        if isinstance(outcome, Success):
+            self._tries.pop(ref, None)
+        elif isinstance(outcome, Later):
+            self._back_off(ref)
+        elif isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
+            await self._miss(step.place, outcome.failure, device)
+        elif isinstance(step, plan.Fetch | plan.Verify):
+            await asyncio.to_thread(self._steps.record_rejection, ref, outcome.failure, device)
+        else:
+            self._back_off(ref)
+
+    def _back_off(self, ref: Ref) -> None:
+        first, longest = BACK_OFF_S
+        delay = min(longest, first * 2 ** min(self._tries[ref], 10))
+        self._tries[ref] += 1
+        self._not_before[ref] = time.monotonic() + delay * random.uniform(0.5, 1.0)  # noqa: S311  jitter, no secret
+
+    async def _miss(self, place: Place, failure: Failure, device: Device) -> None:
+        """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""
+        self._misses[place] += 1
+        if self._misses[place] < CHANCES.get(failure.kind, 1):
+            await asyncio.to_thread(self._ledger.remove, "trial", trial_key(place))
+            self._back_off(place.ref)
+        else:
+            await asyncio.to_thread(self._condemn, place, failure, device)
+
+    def _condemn(self, place: Place, failure: Failure, device: Device) -> None:
+        """Record that a candidate is out, beside what was measured of it."""
+        known = self._ledger.get("trial", trial_key(place), TrialRecord)
+        evidence = known.evidence if known is not None else None
+        self._steps.record_trial(place, device.key(place.candidate), evidence, failure)
+
+    # --- the soak ----------------------------------------------------------------------------------------------
+
+    async def _rest(self, step: plan.Wait | None, record: SlotRecord, seen: plan.Observed, device: Device) -> None:
+        """Wait for news; during a soak, judge."""
+        soaking = seen.serving is not None and seen.serving != record.last_good
+        if step is None:
+            self._show("settled")
+            await self._news_or(None)
+        elif not soaking or seen.serving is None or (failure := await self._judge(seen.serving)) is None:
+            self._show("soak" if soaking else "wait", str(seen.serving or ""), self.view.reason)
+            await self._news_or(min(LOOK_S if soaking else step.until, max(0.01, step.until - time.monotonic())))
+        else:
+            await self._miss_soak(seen.serving, failure, device)
+
+    async def _judge(self, place: Place) -> Failure | None:
+        counters = await self._counters()
+        release = self._ledger.get("release", place.ref.digest, ReleaseRecord)
+        if counters is None or release is None or release.config is None:
+            return None
+        return judge_soak(counters, release.config.gates)
+
+    async def _miss_soak(self, place: Place, failure: Failure, device: Device) -> None:
+        await asyncio.to_thread(self._condemn, place, failure, device)
+        self._news.tell(
+            "rejected", slot=self.slot, release=place.ref.name, candidate=str(place.candidate), step="soak",
+            reason=failure.reason,
+        )  # fmt: skip
+
+    async def _has_evidence(self, place: Place) -> bool:
+        """Whether the soak rests on requests or probes; one probe is made where it does not."""
+        counters = await self._counters()
+        if counters is None:
+            return False
+        if has_evidence(counters) or self._probes[place]:
+            return True
+        try:
+            await self._runner.ask(Prove(slot=self.slot, place=place))
+        except BackendError as error:
+            device = self._device()
+            if device is not None:
+                await self._miss_soak(place, Failure(kind=error.kind, reason=str(error)), device)
+        except TransferError:
+            return False
+        else:
+            self._probes[place] += 1
+        return bool(self._probes[place])
+
+    async def _counters(self) -> Counters | None:
+        with contextlib.suppress(TransferError, BackendError):
+            reply, _ = await self._runner.ask(Look())
+            if isinstance(reply, Facts):
+                return reply.slots.get(self.slot, SlotFacts()).counters
+        return None
+
+    async def _note_incidents(self, incidents: tuple[Incident, ...], device: Device) -> None:
+        """What the runner answered by itself: adopted, and counted against what was not confirmed yet."""
+        line = self._runner.line.value
+        pid = line.welcome.pid if line is not None else 0
+        seen = self._ledger.get("incident", self.slot, Noted) or Noted()
+        fresh = [one for one in incidents if pid != seen.runner or one.number > seen.number]
+        if not fresh:
+            return
+        noted = Noted(runner=pid, number=fresh[-1].number)
+        await asyncio.to_thread(self._ledger.put, "incident", self.slot, noted)
+        record = self._record()
+        for incident in fresh:
+            self._news.tell(
+                "incident", slot=self.slot, release=incident.place.ref.name,
+                candidate=str(incident.place.candidate), outcome=incident.action, reason=incident.failure.reason,
+            )  # fmt: skip
+            if incident.place != record.last_good or incident.action.startswith("gave up"):
+                await self._miss(incident.place, incident.failure, device)
+
+    # --- facts -------------------------------------------------------------------------------------------------
+
+    def _record(self) -> SlotRecord:
+        return self._ledger.get("slot", self.slot, SlotRecord) or SlotRecord(slot=self.slot)
+
+    def _observe(self, record: SlotRecord, facts: Facts, device: Device) -> plan.Observed:
+        return observe(
+            record,
+            self._ledger.all("release", ReleaseRecord).values(),
+            self._ledger.all("trial", TrialRecord).values(),
+            self._ledger.all("rejection", Rejection).values(),
+            facts.slots.get(self.slot, SlotFacts()),
+            device,
+            self._not_before,
+        )
+
+    async def _news_or(self, timeout: float | None) -> None:
+        """Until desire or the runner's facts change, or for a time in seconds."""
+        waits = {asyncio.create_task(self._desired.turned()), asyncio.create_task(self._runner.facts.turned())}
+        try:
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    def _show(self, step: str, working_on: str = "", reason: str = "") -> None:
+        view = self.view
+        if (view.step, view.working_on, view.reason) != (step, working_on, reason):
+            view.step, view.working_on, view.reason, view.since = step, working_on, reason, time.time()
+            self._changed()
+
+    def _tell(self, step: plan.Step, name: str, outcome: Outcome) -> None:
+        place = getattr(step, "place", None)
+        said = {"slot": self.slot, "release": ref_of(step).name, "candidate": str(place.candidate) if place else ""}
+        match outcome:
+            case Success():
+                self._news.tell(EVENTS.get(name, name), **said, step=name, outcome="done")
+            case Later(reason):
+                self._show(name, subject_of(step), reason)
+                if self._tries[ref_of(step)] == 1:
+                    self._news.tell("later", **said, step=name, reason=reason)
+            case Never(failure):
+                self._show(name, subject_of(step), failure.reason)
+                self._news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
+        self._changed()
+
+
+EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "verify": "verified", "trial": "passed",
+          "reject": "rejected", "delete": "deleted", "load": "loaded"}  # fmt: skip
+
+
+def ref_of(step: plan.Step) -> Ref:
+    """The release a step is about."""
+    match step:
+        case plan.Fetch(ref) | plan.Verify(ref) | plan.Delete(ref) | plan.Reject(ref):
+            return ref
+        case plan.Wait():
+            raise AssertionError("waiting is about no release")
+        case _:
+            return step.place.ref
+
+
+def subject_of(step: plan.Step) -> str:
+    """What a step works on, for people."""
+    return str(getattr(step, "place", None) or ref_of(step))

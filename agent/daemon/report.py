@@ -1,0 +1,240 @@
+"""Show what is: `state.json` for this machine, `reported`, health and figures for the fleet.
+
+1. `reported` is retained and says what runs, by digest; it goes out on change and at each new connection.
+2. Figures of an interval go through the outbox and survive a lost link; a reading of health is for now or never.
+3. The file is replaced whole: a reader sees one moment.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from agent import VERSION
+from agent.adapters import files, host
+from agent.adapters.broker import Link, device_topic
+from agent.adapters.ledger import Ledger
+from agent.adapters.outbox import Outbox
+from agent.core.documents import to_json
+from agent.core.errors import EdgeError
+from agent.core.messages import Counters, Facts, Look, SlotFacts
+from agent.core.records import Rejection, TrialRecord
+from agent.core.slot import SlotRecord
+from agent.daemon.board import Board
+from agent.daemon.intake import Intake
+from agent.daemon.news import News
+from agent.daemon.reconcile import Reconciler
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.settings import Settings
+from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported
+
+REFRESH_S = 1.0  # counters move while nothing else does
+QUIET_S = 0.05  # changes that come together are shown together
+HEALTH_EXPIRY_S = 60.0
+FIGURES_EXPIRY_S = 24 * 3600.0
+REJECTIONS_SHOWN = 5
+
+log = logging.getLogger("edge-agent")
+
+
+class Reporter:
+    """Makes the observed board and shows it."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
+        self,
+        settings: Settings,
+        boot: str,
+        ledger: Ledger,
+        outbox: Outbox,
+        news: News,
+        intake: Intake,
+        runner: RunnerLink,
+        reconcilers: Mapping[str, Reconciler],
+        link: Callable[[], Link | None],
+        changed: Board[int],
+    ) -> None:
+        self._settings = settings
+        self._boot = boot
+        self._ledger = ledger
+        self._outbox = outbox
+        self._news = news
+        self._intake = intake
+        self._runner = runner
+        self._reconcilers = reconcilers
+        self._link = link
+        self._changed = changed
+        self._said: object = None
+        self._before: dict[str, tuple[float, Counters]] = {}
+
+    async def run(self) -> None:
+        """Show until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._show(), name="show")
+            tasks.create_task(self._every(self._settings.health_s, self._health), name="health")
+            tasks.create_task(self._every(self._settings.fps_s, self._figures), name="figures")
+
+    async def now(self) -> None:
+        """Report at once, changed or not."""
+        self._said = None
+        await self._publish(await self.state())
+
+    async def state(self) -> State:
+        """The device as it is."""
+        facts = await self._facts()
+        return await asyncio.to_thread(self._gather, facts)
+
+    async def _show(self) -> None:
+        while True:
+            state = await self.state()
+            await asyncio.to_thread(self._write, state)
+            await self._publish(state)
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._changed.turned()
+                await asyncio.sleep(QUIET_S)
+            except TimeoutError:
+                continue
+
+    async def _every(self, interval: float, show: Callable[[State], object]) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            outcome = show(await self.state())
+            if asyncio.iscoroutine(outcome):
+                await outcome
+
+    def _write(self, state: State) -> None:
+        """Not synced: it lies in memory and is made anew each second."""
+        path = self._settings.run / "state.json"
+        temp = path.with_name(f"{files.TEMP}state")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temp.write_bytes(to_json(state))
+            temp.replace(path)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): `edge-agent status` will be out of date", path, error.strerror)
+
+    async def _publish(self, state: State) -> None:
+        link = self._link()
+        if link is None or not link.connected:
+            return
+        said = (link.connections, {**reported(state), "at": None})
+        if said == self._said:
+            return
+        topic = device_topic(self._settings.device, "reported")
+        if await link.publish(topic, to_json(reported(state)), 1, retain=True, expiry_s=None):
+            self._said = said
+
+    async def _health(self, state: State) -> None:
+        link = self._link()
+        if link is None:
+            return
+        readings = await asyncio.to_thread(host.readings, self._settings.state)
+        health = {"at": state.at, "boot": self._boot, "readings": readings, "store": state.store, "ledger": state.ledger,
+                  "waiting": state.broker.waiting, "dropped": state.broker.dropped}  # fmt: skip
+        topic = device_topic(self._settings.device, "tele", "health")
+        await link.publish(topic, to_json(health), 0, retain=False, expiry_s=HEALTH_EXPIRY_S)
+
+    def _figures(self, state: State) -> None:
+        """Requests, FPS and latency of each slot since the last time."""
+        for slot in state.slots.values():
+            now, counters = time.monotonic(), slot.counters
+            then, before = self._before.get(slot.slot, (now - self._settings.fps_s, Counters()))
+            self._before[slot.slot] = (now, counters)
+            fresh = counters if counters.requests < before.requests else None
+            requests = counters.requests - (0 if fresh else before.requests)
+            busy = counters.busy_s - (0 if fresh else before.busy_s)
+            figures = {
+                "at": state.at,
+                "boot": self._boot,
+                "release": slot.serving,
+                "candidate": slot.candidate,
+                "seconds": round(now - then, 3),
+                "requests": requests,
+                "errors": counters.errors - (0 if fresh else before.errors),
+                "offered_fps": round(requests / (now - then), 3),
+                "capacity_fps": round(requests / busy, 3) if busy > 0 else None,
+                "latency_ms": counters.latency_ms,
+            }
+            self._news.figures(f"tele/fps/{slot.slot}", to_json(figures), FIGURES_EXPIRY_S)
+
+    # --- gathering -----------------------------------------------------------------------------------------------
+
+    async def _facts(self) -> Facts | None:
+        try:
+            reply, _ = await self._runner.ask(Look())
+        except EdgeError:
+            return None
+        return reply if isinstance(reply, Facts) else None
+
+    def _gather(self, facts: Facts | None) -> State:
+        records = self._ledger.all("slot", SlotRecord)
+        trials = tuple(self._ledger.all("trial", TrialRecord).values())
+        rejections = tuple(self._ledger.all("rejection", Rejection).values())
+        link, line = self._link(), self._runner.line.value
+        look = host.readings(self._settings.state)
+        return State(
+            device=self._settings.device,
+            group=self._settings.group,
+            agent=VERSION,
+            pid=os.getpid(),
+            at=datetime.now(UTC),
+            boot=self._boot,
+            slots={slot: self._slot(record, facts, trials, rejections) for slot, record in records.items()},
+            store=self._intake.store,
+            broker=BrokerState(
+                configured=link is not None,
+                connected=link is not None and link.connected,
+                error=link.last_error if link is not None else "",
+                waiting=self._outbox.waiting,
+                dropped=sum(self._outbox.dropped.values()),
+            ),
+            runner=RunnerState(
+                connected=line is not None,
+                pid=line.welcome.pid if line is not None else 0,
+                error=self._runner.last_error,
+                found=line.welcome.found if line is not None else (),
+            ),
+            ledger=self._ledger.trouble,
+            refused=self._intake.refused.value,
+            clock_synchronised=look.clock_synchronised,
+            disk_free_mb=look.disk_free_mb,
+            events=self._news.recent(),
+        )
+
+    def _slot(
+        self,
+        record: SlotRecord,
+        facts: Facts | None,
+        trials: tuple[TrialRecord, ...],
+        rejections: tuple[Rejection, ...],
+    ) -> SlotState:
+        held = facts.slots.get(record.slot, SlotFacts()) if facts is not None else SlotFacts()
+        reconciler = self._reconcilers.get(record.slot)
+        view = reconciler.view if reconciler is not None else None
+        progress = reconciler.progress if reconciler is not None else None
+        place = held.serving
+        refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
+        refs |= {good.ref for good in record.good}
+        newest = sorted(rejections, key=lambda one: str(one.at))[-REJECTIONS_SHOWN:]
+        return SlotState(
+            slot=record.slot,
+            step=view.step if view is not None else "",
+            working_on=view.working_on if view is not None else "",
+            reason=view.reason if view is not None else "",
+            since=datetime.fromtimestamp(view.since if view is not None else time.time(), UTC),
+            record=record,
+            serving=place.ref.name if place else "",
+            digest=place.ref.digest if place else "",
+            candidate=str(place.candidate) if place else "",
+            serving_since=datetime.now(UTC) - timedelta(seconds=time.monotonic() - held.serving_since) if place else None,
+            confirmed=place is not None and place == record.last_good,
+            fallback=str(held.fallback or ""),
+            seats=held.seats,
+            counters=held.counters,
+            fetched=progress.done if progress is not None else 0,
+            fetch_size=progress.total if progress is not None else 0,
+            trials=tuple(one for one in trials if one.place.ref in refs or one.failure is not None),
+            rejections=tuple(one for one in newest),
+        )

@@ -1,0 +1,170 @@
+"""What `edge-agent status`, `why` and `bench` print."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from agent.core.candidate import Evidence, Failure
+from agent.core.records import TrialRecord
+from agent.daemon.bench import Measured
+from agent.daemon.state import SlotState, State
+
+STALE_S = 10.0  # the daemon writes its state every second
+GOOD, BAD, DIM = "green", "red", "dim"
+
+
+def status(state: State, now: datetime) -> RenderableType:
+    """The device and its slots."""
+    age = (now - state.at).total_seconds()
+    lines = [headline(state, age)]
+    lines += [Text(f"! {what}", style=BAD) for what in troubles(state)]
+    return Group(*lines, slots(state)) if state.slots else Group(*lines, Text("no slot is deployed yet", style=DIM))
+
+
+def headline(state: State, age: float) -> Text:
+    """Who it is, and whether the agent lives."""
+    text = Text(f"{state.device} (group {state.group}), agent {state.agent}", style="bold")
+    if age > STALE_S:
+        text.append(f"  not running: this is what it said {ago(age)} ago", style=BAD)
+    store = f"synced {ago((state.at - state.store.last_sync).total_seconds())} ago" if state.store.last_sync else "never synced"
+    broker = "connected" if state.broker.connected else "not connected" if state.broker.configured else "none"
+    runner = f"pid {state.runner.pid}" if state.runner.connected else "not connected"
+    text.append(f"\nstore {store} · broker {broker} · runner {runner} · disk {state.disk_free_mb / 1000:.1f} GB free", style=DIM)
+    return text
+
+
+def troubles(state: State) -> Iterable[str]:
+    """What somebody should look at."""
+    if state.store.error:
+        yield f"store: {state.store.error}"
+    if state.broker.configured and not state.broker.connected and state.broker.error:
+        yield f"broker: {state.broker.error}"
+    if not state.runner.connected and state.runner.error:
+        yield f"runner: {state.runner.error}"
+    if state.ledger:
+        yield f"ledger: {state.ledger}"
+    if state.refused:
+        yield f"refused: {state.refused}"
+
+
+def slots(state: State) -> Table:
+    """A row for each slot."""
+    table = Table(box=None, pad_edge=False, header_style=DIM)
+    for name in ("slot", "serves", "on", "state", "FPS now", "capacity", "p50", "p99 ms", "requests", "doing"):
+        table.add_column(name, justify="right" if name in {"FPS now", "capacity", "p50", "p99 ms", "requests"} else "left")
+    for slot in state.slots.values():
+        table.add_row(*row(slot))
+    return table
+
+
+def row(slot: SlotState) -> tuple[RenderableType, ...]:
+    """One slot."""
+    counters, latency = slot.counters, slot.counters.latency_ms
+    word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
+    return (
+        slot.slot,
+        slot.serving or Text("nothing", style=BAD),
+        slot.candidate,
+        word if slot.serving else "",
+        f"{counters.offered_fps:.1f}",
+        f"{counters.requests / counters.busy_s:.1f}" if counters.busy_s else "",
+        f"{latency.p50:.1f}" if latency else "",
+        f"{latency.p99:.1f}" if latency else "",
+        str(counters.requests),
+        doing(slot),
+    )
+
+
+def doing(slot: SlotState) -> str:
+    """What the slot works on, and what hinders it."""
+    if slot.step == "settled":
+        override = f"{slot.record.override_verb} holds" if slot.record.override_verb else ""
+        return override or "settled"
+    progress = f" {slot.fetched / slot.fetch_size:.0%} of {slot.fetch_size / 1e6:.1f} MB" if slot.fetch_size else ""
+    reason = f": {slot.reason}" if slot.reason else ""
+    return f"{slot.step}{progress}{reason}"
+
+
+def why(state: State, names: Iterable[str]) -> RenderableType:
+    """The evidence behind what serves, what was rejected and why, and the newest events."""
+    parts: list[RenderableType] = []
+    for name in names:
+        slot = state.slots[name]
+        parts += [Text(reason_of(slot)), evidence_table(slot)]
+        parts += [
+            Text(f"rejected {one.ref.name} ({one.failure.kind}): {one.failure.reason}", style=BAD) for one in slot.rejections
+        ]
+    told = [one for one in state.events if one.slot in {*names, ""}][-12:]
+    lines = [
+        f"{one.at:%H:%M:%S} {one.kind:<10} {one.release} {one.candidate} {one.outcome} {one.reason}".rstrip() for one in told
+    ]
+    return Group(*parts, Text("\n".join(lines), style=DIM))
+
+
+def reason_of(slot: SlotState) -> str:
+    """Why the slot serves what it serves, in a sentence or two."""
+    record = slot.record
+    by = f"by {record.override_verb} (command {record.override_by})" if record.override_verb else "by deployment"
+    wanted = record.desired.name if record.desired else "nothing"
+    serves = f"serves {slot.serving} on {slot.candidate}" if slot.serving else "serves nothing"
+    held = "confirmed" if slot.confirmed else "in its soak"
+    also = f"; last good is {record.last_good.ref.name}" if record.last_good and not slot.confirmed else ""
+    return f"{slot.slot} {serves}{f', {held}' if slot.serving else ''}{also}. Wanted: {wanted}, {by}."
+
+
+def evidence_table(slot: SlotState) -> Table:
+    """What was measured of each candidate."""
+    table = figures_table()
+    for trial in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one))):
+        add_figures(table, trial.place.ref.name, str(trial.place.candidate), trial.evidence, trial.failure)
+    return table
+
+
+def speed_of(trial: TrialRecord) -> float:
+    """FPS that was measured, 0 when none was."""
+    return trial.evidence.fps if trial.evidence is not None else 0.0
+
+
+def bench(slot: str, measured: Iterable[Measured]) -> Table:
+    """A row for each candidate, fastest first."""
+    table = figures_table()
+    order = sorted(measured, key=lambda one: -(one.evidence.fps if one.evidence else 0.0))
+    for one in order:
+        add_figures(table, slot, str(one.candidate), one.evidence, one.failure)
+    return table
+
+
+def figures_table() -> Table:
+    """The columns of measured figures."""
+    table = Table(box=None, pad_edge=False, header_style=DIM)
+    for name in ("release", "candidate", "FPS", "mean ms", "p50", "p95", "p99", "memory MB", "deviation", "verdict"):
+        table.add_column(name, justify="left" if name in {"release", "candidate", "verdict"} else "right")
+    return table
+
+
+def add_figures(table: Table, name: str, candidate: str, evidence: Evidence | None, failure: Failure | None) -> None:
+    """One row of measured figures."""
+    verdict = Text(f"{failure.kind}: {failure.reason}", style=BAD) if failure else Text("passed", style=GOOD)
+    latency = evidence.latency_ms if evidence is not None else None
+    if evidence is None or latency is None:
+        table.add_row(name, candidate, *[""] * 7, verdict)
+        return
+    worst = max((one.max_abs for one in evidence.deviations), default=0.0)
+    figures = (evidence.fps, latency.mean, latency.p50, latency.p95, latency.p99, evidence.memory_mb)
+    table.add_row(name, candidate, *(f"{figure:.1f}" for figure in figures), f"{worst:.2g}", verdict)
+
+
+def ago(seconds: float) -> str:
+    """A time span for people."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def utc_now() -> datetime:
+    """Now."""
+    return datetime.now(UTC)

@@ -1,0 +1,397 @@
+"""Do one step of the planner. Each returns what came of it: Done, Later (back off) or Never (with kind and evidence).
+
+Whatever a step leaves behind when it is cut off is a state that the planner knows: a part file that the next fetch
+takes up, a seat that is loaded, a ledger without the fact. Blocking work goes to a thread at the call.
+"""
+
+import asyncio
+import os
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.adapters import files
+from agent.adapters.fetch import Mismatch, fetch
+from agent.adapters.ledger import Ledger
+from agent.adapters.store import Store
+from agent.adapters.tuf_client import TargetInfo, Trusted
+from agent.core import plan
+from agent.core.candidate import Evidence, Failure, judge
+from agent.core.documents import from_json, from_yaml
+from agent.core.errors import BackendError, InputError, Kind, TransferError, TrustError
+from agent.core.messages import (
+    Done,
+    Load,
+    Offer,
+    Part,
+    Place,
+    Promote,
+    Prove,
+    Seal,
+    Trial,
+    Tried,
+    Unload,
+)
+from agent.core.names import check_form
+from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
+from agent.core.release import Config, Metadata, Ref
+from agent.core.slot import SlotRecord, confirm
+from agent.daemon.keyring import Keyring
+from agent.daemon.runner_link import RunnerLink
+from agent.trust.listing import Listing, read_listing, target_path
+from agent.trust.sealing import Opener
+
+DOCUMENT_BYTES = 1024 * 1024  # metadata or config; a real one has a few KB
+DOCUMENTS = ("metadata.json", "config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """The fact is so now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not now; the reason is shown, and it is tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """Not with these bytes, or not on this candidate."""
+
+    failure: Failure
+
+
+Outcome = Success | Later | Never
+
+
+@dataclass(slots=True)
+class Progress:
+    """Bytes of a running fetch."""
+
+    done: int = 0
+    total: int = 0
+
+
+class Steps:
+    """Does the planner's steps for every slot."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
+        self,
+        folder: Path,
+        store: Store,
+        rate_limit: int | None,
+        ledger: Ledger,
+        keyring: Keyring,
+        runner: RunnerLink,
+        trusted: Callable[[], Trusted | None],
+        hold_s: Callable[[str], float],
+    ) -> None:
+        self.folder = folder
+        self.progress: dict[str, Progress] = {}
+        self._store = store
+        self._rate_limit = rate_limit
+        self._ledger = ledger
+        self._keyring = keyring
+        self._runner = runner
+        self._trusted = trusted
+        self._hold_s = hold_s
+
+    async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
+        """What came of one step."""
+        try:
+            await self._do(slot, step, device)
+        except Mismatch as error:  # of the bytes that came, not of the release: other bytes may come another time
+            return Later(str(error))
+        except TrustError as error:
+            return Never(Failure(kind=Kind.TRUST, reason=str(error)))
+        except TransferError as error:
+            return Later(str(error))
+        except BackendError as error:
+            return Never(Failure(kind=error.kind, reason=str(error)))
+        except InputError as error:
+            return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
+        return Success()
+
+    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[None]:  # noqa: PLR0911  one line per step
+        match step:
+            case plan.Fetch(release):
+                return self._fetch(slot, release)
+            case plan.Verify(release):
+                return self._verify(slot, release, device)
+            case plan.Load(place):
+                return self._load(slot, place)
+            case plan.Trial(place):
+                return self._try(slot, place, device)
+            case plan.Prove(place):
+                return self._prove(slot, place)
+            case plan.Promote(place, fallback):
+                return self._promote(slot, place, fallback)
+            case plan.Confirm(place):
+                return self._confirm(slot, place)
+            case plan.Unload(place):
+                return self._unload(slot, place)
+            case plan.Delete(release):
+                return asyncio.to_thread(self._delete, release)
+            case plan.Reject(release):
+                return asyncio.to_thread(self._reject, release, device)
+            case plan.Wait():
+                raise AssertionError("waiting is not done here")
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, slot: str, ref: Ref) -> None:
+        """Download a listed release, resumable, to its place."""
+        stop = threading.Event()
+        progress = self.progress[slot] = Progress()
+        try:
+            await asyncio.to_thread(self._fetch_blocking, ref, progress, stop)
+        finally:
+            stop.set()
+            self.progress.pop(slot, None)
+
+    def _fetch_blocking(self, ref: Ref, progress: Progress, stop: threading.Event) -> None:
+        check_form(ref.name)
+        info = self._listed(ref)
+        listing = read_listing(info.custom, info.path)
+        destination = self.sealed_path(ref)
+        with files.saying_why(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+        progress.total = info.length
+
+        def count(done: int) -> None:
+            progress.done = done
+
+        fetch(
+            self._store, info.key, destination, info.length, info.sha256,
+            on_progress=count, should_stop=stop.is_set, rate_limit=self._rate_limit,
+        )  # fmt: skip
+        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=listing.tree()))
+
+    def _listed(self, ref: Ref) -> TargetInfo:
+        trusted = self._trusted()
+        if trusted is None:
+            raise TransferError("nothing verified is known of the store yet: waiting for the first contact")
+        info = trusted.find(target_path(ref.name))
+        if info is None:
+            raise TransferError(f"{ref.name}: not listed in the store: publish it; it is looked for again")
+        if info.sha256 != ref.digest:
+            raise TrustError(
+                f"{ref.name}: the deployment means {ref.digest[:12]}, the store lists {info.sha256[:12]} under this "
+                "name; one name is one set of bytes for ever: deploy a release that is listed"
+            )
+        return info
+
+    async def _verify(self, slot: str, ref: Ref, device: Device) -> None:
+        record = await asyncio.to_thread(self._verify_blocking, slot, ref)
+        assert record.config is not None
+        if not device.candidates(record.config):
+            raise BackendError(
+                f"{ref.name} runs on {', '.join(record.config.backends)}; this device has none of them: "
+                "see `edge-agent doctor`"
+            )
+        await asyncio.to_thread(self._record, record)
+
+    def _verify_blocking(self, slot: str, ref: Ref) -> ReleaseRecord:
+        """Open all of it once, and read its two documents."""
+        record = self._release(ref)
+        try:
+            documents = self._documents(self._open(ref, record))
+        except TrustError:
+            self._remove_files(ref)
+            raise
+        metadata = from_json(Metadata, documents["metadata.json"], f"{ref.name}: metadata.json")
+        config = from_yaml(Config, documents["config.yaml"], f"{ref.name}: config.yaml")
+        check_metadata(metadata, ref, slot)
+        self._keep_documents(ref, documents)
+        return ReleaseRecord(
+            ref=ref, stored=True, verified=True, size=record.size, listing=record.listing,
+            metadata=metadata, config=config,
+        )  # fmt: skip
+
+    def _documents(self, opener: Opener) -> dict[str, bytes]:
+        contents = {name: bytearray() for name in DOCUMENTS}
+        sizes = {part.name: part.size for part in opener.parts}
+        for name in DOCUMENTS:
+            if not 0 < sizes.get(name, 0) <= DOCUMENT_BYTES:
+                raise InputError(f"the release holds no {name}, or one over {DOCUMENT_BYTES} bytes; publish it anew")
+        for index, piece in opener.pieces():
+            if (name := opener.parts[index].name) in contents:
+                contents[name] += piece
+        return {name: bytes(content) for name, content in contents.items()}
+
+    def _keep_documents(self, ref: Ref, documents: dict[str, bytes]) -> None:
+        """The two documents beside the sealed weights, for people; nothing here reads them again."""
+        for path, content in zip(self._document_paths(ref), documents.values(), strict=True):
+            with files.saying_why(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_durably(path, content)
+
+    def _document_paths(self, ref: Ref) -> tuple[Path, Path]:
+        return (
+            self.folder / "metadata" / f"{ref.name}_metadata.json",
+            self.folder / "configs" / f"{ref.name}_config.yaml",
+        )
+
+    def sealed_path(self, ref: Ref) -> Path:
+        """Where a release lies, sealed."""
+        return self.folder / "weights" / f"{ref.name}.sealed"
+
+    def _delete(self, ref: Ref) -> None:
+        trials = self._ledger.all("trial", TrialRecord)
+        measured = [(("trial"), key, None) for key, trial in trials.items() if trial.place.ref == ref]
+        self._ledger.put_all([("release", ref.digest, None), *measured], precious=True)
+        self._remove_files(ref)
+
+    def _remove_files(self, ref: Ref) -> None:
+        sealed = self.sealed_path(ref)
+        for path in (sealed, *sealed.parent.glob(f"{sealed.name}.part*"), *self._document_paths(ref)):
+            path.unlink(missing_ok=True)
+
+    # --- seats -------------------------------------------------------------------------------------------------
+
+    async def _load(self, slot: str, place: Place) -> None:
+        await self.hold(place.ref)
+        await self._runner.ask(Load(slot=slot, place=place))
+
+    async def hold(self, ref: Ref) -> None:
+        """Make the runner hold a release that is verified here."""
+        facts = self._runner.facts.value
+        if facts is None or ref not in facts.held:
+            await self._hand_over(ref)
+
+    async def _hand_over(self, ref: Ref) -> None:
+        """Open the sealed release into memory files that the runner made."""
+        opener = await asyncio.to_thread(lambda: self._open(ref, self._release(ref)))
+        parts = tuple(Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
+        _, received = await self._runner.ask(Offer(ref=ref, parts=parts))
+        try:
+            if len(received) != len(parts):
+                raise BackendError(f"edge-runner gave {len(received)} memory files for {len(parts)} parts")
+            await asyncio.to_thread(pour, opener, received)
+        finally:
+            for descriptor in received:
+                os.close(descriptor)
+        await self._runner.ask(Seal(ref=ref))
+
+    async def _try(self, slot: str, place: Place, device: Device) -> None:
+        key = device.key(place.candidate)
+        reply, _ = await self._runner.ask(Trial(slot=slot, place=place, key=key))
+        assert isinstance(reply, Tried), reply
+        release = self._release(place.ref)
+        assert release.config is not None
+        failure = judge(reply.evidence, release.config.gates)
+        if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
+            failure = None  # it was good enough to be confirmed; slow is better than dark
+        await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)
+        if failure is not None:
+            raise BackendError(failure.reason, failure.kind)
+
+    async def _prove(self, slot: str, place: Place) -> None:
+        await self._runner.ask(Prove(slot=slot, place=place))
+
+    async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
+        reply, _ = await self._runner.ask(
+            Promote(slot=slot, place=place, fallback=fallback, hold_s=self._hold_s(slot))
+        )
+        assert isinstance(reply, Done), reply
+
+    async def _unload(self, slot: str, place: Place) -> None:
+        await self._runner.ask(Unload(slot=slot, place=place))
+
+    async def _confirm(self, slot: str, place: Place) -> None:
+        record = self._ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
+        facts = [("slot", slot, confirm(record, place))]
+        await asyncio.to_thread(lambda: self._ledger.put_all(facts, precious=True))
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def record_trial(self, place: Place, key: str, evidence: Evidence | None, failure: Failure | None) -> None:
+        """What is known of a place now."""
+        trial = TrialRecord(place=place, key=key, evidence=evidence, failure=failure)
+        self._ledger.put("trial", trial_key(place), trial)
+
+    def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
+        """A release that is not tried again while this holds."""
+        release = self._ledger.get("release", ref.digest, ReleaseRecord)
+        keys = device.keys(release.config) if release is not None and release.config is not None else ""
+        rejection = Rejection(ref=ref, failure=failure, key="" if failure.kind.is_final else keys, at=datetime.now(UTC))
+        self._ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
+
+    def _reject(self, ref: Ref, device: Device) -> None:
+        """No candidate is left: the reasons are theirs; it is final only when all of them are."""
+        trials = self._ledger.all("trial", TrialRecord).values()
+        failures = [(one.place.candidate, one.failure) for one in trials if one.place.ref == ref and one.failure]
+        kinds = [failure.kind for _, failure in failures]
+        passing = next((kind for kind in kinds if not kind.is_final), None)
+        kind = passing or (kinds[0] if kinds else Kind.BACKEND)
+        reason = "; ".join(f"{candidate}: {failure.reason}" for candidate, failure in failures)
+        self.record_rejection(ref, Failure(kind=kind, reason=reason or "no backend of this device can run it"), device)
+
+    def _record(self, release: ReleaseRecord) -> None:
+        self._ledger.put_all([("release", release.ref.digest, release)], precious=True)
+
+    def _release(self, ref: Ref) -> ReleaseRecord:
+        found = self._ledger.get("release", ref.digest, ReleaseRecord)
+        if found is None:
+            raise TransferError(f"{ref.name}: the ledger does not know it; it is fetched again")
+        return found
+
+    def _open(self, ref: Ref, record: ReleaseRecord) -> Opener:
+        sealed = self.sealed_path(ref)
+        if not sealed.is_file():
+            self._ledger.remove("release", ref.digest)
+            raise TransferError(f"{sealed}: the file is gone; it is fetched again")
+        return self._keyring.open(ref.name, read_listing(dict(record.listing), ref.name), sealed)
+
+    def _is_last_good(self, slot: str, ref: Ref) -> bool:
+        record = self._ledger.get("slot", slot, SlotRecord)
+        return record is not None and record.last_good is not None and record.last_good.ref == ref
+
+    def free_of_strays(self) -> None:
+        """Remove files that no release in the ledger owns, and what a crash left half written."""
+        known = {release.ref.name for release in self._ledger.all("release", ReleaseRecord).values()}
+        wanted = {ref.name for record in self._ledger.all("slot", SlotRecord).values() if (ref := record.desired)}
+        for folder in ("weights", "metadata", "configs"):
+            files.remove_temps(self.folder / folder)
+        for path in (self.folder / "weights").glob("*.sealed*"):
+            if path.name.split(".sealed")[0] not in known | wanted:
+                path.unlink(missing_ok=True)
+
+    def room(self) -> tuple[int, int]:
+        """Bytes free and bytes in all where the models lie."""
+        usage = shutil.disk_usage(self.folder)
+        return usage.free, usage.total
+
+
+def pour(opener: Opener, descriptors: list[int]) -> None:
+    """Write every part of an open release into its memory file.
+
+    Raises:
+        TrustError: a byte is not what was sealed.
+    """
+    offsets = [0] * len(descriptors)
+    for index, piece in opener.pieces():
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(descriptors[index], view, offsets[index])
+            offsets[index] += written
+            view = view[written:]
+
+
+def check_metadata(metadata: Metadata, ref: Ref, slot: str) -> None:
+    """The signed metadata is this release's and this slot's.
+
+    Raises:
+        InputError: it is another's.
+    """
+    _, version = check_form(ref.name)
+    if metadata.name != ref.name or metadata.version != version:
+        raise InputError(f"{ref.name}: its metadata is of {metadata.name} {metadata.version}; publish it anew")
+    if metadata.task != slot:
+        raise InputError(f"{ref.name}: its task is {metadata.task}, the slot is {slot}; deploy it to that slot")
