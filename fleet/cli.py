@@ -131,6 +131,8 @@ def run_publish(options: Namespace) -> None:
 
     found = repository(options)
     checked = check_release(options.folder, options.name)
+    for note in checked.notes:
+        terminal.say(f"{options.name}: {note}")
     groups = newest_publics(found.keyring, options.group or found.keyring.groups())
     with terminal.bars() as tell:
         ref = publish(found, checked, groups, now=terminal.now(), tell=tell)

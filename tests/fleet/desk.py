@@ -30,6 +30,7 @@ class Checked:
     config: bytes = b"input_size: [4, 4]\nconfidence_threshold: 0.5\n"
     weights: object = WEIGHTS
     golden: bytes = b"golden"
+    notes: tuple = ("its name is nice",)
 
 
 def checked(name=NEW, **changes):
