@@ -7,7 +7,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -59,16 +59,28 @@ def opened(path: Path) -> Iterator[str]:
     if path.suffix not in {".zst", ".part"}:
         yield str(path)
         return
-    descriptor = os.memfd_create(path.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with path.open("rb") as source, in_memory(lambda target: _unpack(source, target, path)) as plain:
+        yield plain
+
+
+@contextmanager
+def in_memory(write: Callable[[BinaryIO], object]) -> Iterator[str]:
+    """The path of a sealed memory file that `write` filled, while the context lasts."""
+    descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with path.open("rb") as source, open(descriptor, "wb", closefd=False) as target:
-            zstandard.ZstdDecompressor().copy_stream(source, target)
+        with os.fdopen(descriptor, "wb", closefd=False) as target:
+            write(target)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield f"/proc/self/fd/{descriptor}"
-    except zstandard.ZstdError as error:
-        raise InputError(f"{path}: this compressed model is damaged ({error}); take it from a backup") from error
     finally:
         os.close(descriptor)
+
+
+def _unpack(source: BinaryIO, target: BinaryIO, path: Path) -> None:
+    try:
+        zstandard.ZstdDecompressor().copy_stream(source, target)
+    except zstandard.ZstdError as error:
+        raise InputError(f"{path}: this compressed model is damaged ({error}); take it from a backup") from error
 
 
 def _digest(file: BinaryIO) -> bytes:

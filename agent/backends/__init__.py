@@ -37,9 +37,9 @@ __all__ = [
 
 OPTIONS: Mapping[Backend, frozenset[str]] = {  # the keys under `optimization:` that mean something
     Backend.TENSORRT: frozenset({"precision", "workspace_mb", "cpu_nodes", "profiles"}),
-    Backend.CUDA: frozenset({"precision", "cpu_nodes"}),
-    Backend.OPENVINO: frozenset({"precision", "device"}),
-    Backend.CPU: frozenset({"precision"}),
+    Backend.CUDA: frozenset({"precision", "cpu_nodes", "graph_optimization"}),
+    Backend.OPENVINO: frozenset({"precision", "device", "performance_hint"}),
+    Backend.CPU: frozenset({"precision", "graph_optimization"}),
 }
 _NEXT = {  # what to do about an absent backend
     Backend.TENSORRT: "on a Jetson install JetPack's python3-libnvinfer; elsewhere the gpu extra and TensorRT 10",

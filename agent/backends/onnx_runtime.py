@@ -30,6 +30,7 @@ PROVIDERS = {
     Backend.TENSORRT: "TensorrtExecutionProvider",
 }
 WORKSPACE_MB = 1024  # what TensorRT may use while building; half the memory of the smallest Jetson that can build
+_LEVELS = {"all": "ENABLE_ALL", "extended": "ENABLE_EXTENDED", "basic": "ENABLE_BASIC", "none": "DISABLE_ALL"}
 _FATAL = 4  # ONNX Runtime's log level: errors are raised, not printed
 
 
@@ -90,10 +91,18 @@ def _options(candidate: Candidate, config: Config) -> Any:
     options.intra_op_num_threads = candidate.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
+    options.graph_optimization_level = _level(config.options(candidate.backend).get("graph_optimization", "all"))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if candidate.backend in GPU and config.options(candidate.backend).get("cpu_nodes") != "allow":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
+
+
+def _level(wanted: str) -> Any:
+    level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS.get(wanted, '')}", None)
+    if level is None:
+        raise BackendError(f"graph_optimization {wanted!r} in the release's config: one of {', '.join(_LEVELS)}")
+    return level
 
 
 def _providers(candidate: Candidate, config: Config) -> list[str | tuple[str, dict[str, str]]]:

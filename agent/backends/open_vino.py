@@ -82,7 +82,7 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OpenVinoSes
     device = str(config.options(candidate.backend).get("device", DEVICE))
     core = ov.Core()
     try:
-        model = core.compile_model(core.read_model(path), device, _options(candidate))
+        model = core.compile_model(core.read_model(path), device, _options(candidate, config))
     except MemoryError as error:
         raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
     except RuntimeError as error:  # the one class that it raises, whatever happened
@@ -95,9 +95,9 @@ def supported_opset() -> None:
     """OpenVINO does not tell."""
 
 
-def _options(candidate: Candidate) -> dict[str, str | int]:
+def _options(candidate: Candidate, config: Config) -> dict[str, str | int]:
     options: dict[str, str | int] = {
-        "PERFORMANCE_HINT": "LATENCY",
+        "PERFORMANCE_HINT": str(config.options(candidate.backend).get("performance_hint", "LATENCY")),
         "INFERENCE_PRECISION_HINT": _PRECISIONS[candidate.precision],
     }
     return options | ({"INFERENCE_NUM_THREADS": candidate.threads} if candidate.threads else {})
