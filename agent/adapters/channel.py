@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -89,8 +90,13 @@ class Packets(Generic[M]):
             raise InputError(f"channel: {error}") from error
         return message
 
+    def hang_up(self) -> None:
+        """Ends the talk; both sides read its end, also one that is reading just now."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Ends the channel; the peer sees its end."""
+        """Gives the socket back, once nobody reads it; the peer reads the end."""
         self.sock.close()
 
 

@@ -1,0 +1,1 @@
+"""The data side: the door that local clients use, and the seats that run models."""

@@ -1,0 +1,408 @@
+"""The door: what local clients see. Open Inference Protocol v2 over HTTP/1.1, on a unix socket and loopback TCP.
+
+1. A request's body is received into a lane's arena, and its answer is sent from there.
+2. No request is lost to a swap: it waits for a seat `hold_s` at most, then it gets 503 with Retry-After.
+3. Errors say who must act: 4xx the client, 500 the model, 503 nobody: try again.
+4. One request's failure is its own: whatever goes wrong in a connection stays in that connection.
+"""
+
+import asyncio
+import logging
+import math
+import re
+import time
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+import numpy as np
+
+from agent import VERSION
+from agent.core.errors import BackendError, InputError, TransferError
+from agent.core.messages import Place, SeatRan, Slice
+from agent.runner.holdings import Held
+from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, write_head
+from agent.runner.lanes import Lane
+from agent.runner.metrics import CONTENT_TYPE, exposition
+from agent.runner.open_inference import (
+    ALIGNMENT,
+    EXTENSIONS,
+    Request,
+    check_request,
+    config_document,
+    model_document,
+    read_request,
+    stats_document,
+    write_response,
+)
+from agent.runner.slots import Answered, Asked, Slot
+from agent.runner.wire import Wire
+
+BODY_BYTES = 128 * 1024**2  # a batch of eight 1280 x 1280 float frames is 157 MB as text, 126 MB as bytes
+JSON_BYTES = 16 * 1024**2  # reading 16 MB of numbers holds up every other client for 0.2 s
+CONNECTIONS = 256
+JSON_LENGTH = "inference-header-content-length"
+PROBE = "edge-probe"  # header or parameter of a request that is no client's
+GZIP_OR_ZLIB = 47  # zlib's window bits: 15, and 32 to tell the two apart
+
+log = logging.getLogger("edge-runner")
+
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
+
+
+class Door:
+    """Answers clients from the slots."""
+
+    def __init__(self, slots: Mapping[str, Slot], tasks: asyncio.TaskGroup) -> None:
+        self._slots, self._tasks = slots, tasks
+        self._wires: dict[Wire, asyncio.Task[None]] = {}
+        self._is_closing = False
+        self.requests = 0
+        self.refused = 0
+
+    def wire(self) -> Wire:
+        """A protocol for one connection."""
+        return Wire(self._opened, self._closed)
+
+    async def close(self, patience_s: float) -> None:
+        """Return when every request inside is answered, or after `patience_s`."""
+        self._is_closing = True
+        for wire in self._wires:
+            if not wire.is_busy:
+                wire.close()
+        if self._wires:
+            _, late = await asyncio.wait(self._wires.values(), timeout=patience_s)
+            for task in late:
+                task.cancel()
+
+    def _opened(self, wire: Wire) -> None:
+        if len(self._wires) >= CONNECTIONS or self._is_closing:
+            error = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{CONNECTIONS} connections are open; close some")
+            self._send(wire, error.status, error.body(), keeps_alive=False)
+            wire.close()
+            return
+        self._wires[wire] = self._tasks.create_task(self._serve(wire), name="client")
+
+    def _closed(self, wire: Wire) -> None:
+        self._wires.pop(wire, None)
+
+    async def _serve(self, wire: Wire) -> None:
+        try:
+            while await self._one(wire):
+                pass
+        except ConnectionError:
+            pass  # a client may leave at any time
+        except Exception:
+            log.exception("step=serve outcome=connection closed")
+        finally:
+            wire.close()
+
+    async def _one(self, wire: Wire) -> bool:
+        """Answers one request; whether another may come."""
+        keeps_alive = False
+        try:
+            head = await wire.head()
+            if head is None:
+                return False
+            ask = read_head(head)
+            wire.unread = ask.length
+            # A client that waits for our word may or may not send the body of a request that was refused.
+            keeps_alive = ask.keeps_alive and not ask.waits_for_continue and not self._is_closing
+            await self._answer(wire, ask, keeps_alive=keeps_alive)
+        except HttpError as error:
+            return await self._refuse(wire, error, keeps_alive=keeps_alive)
+        await wire.drained()
+        return keeps_alive
+
+    async def _refuse(self, wire: Wire, error: HttpError, *, keeps_alive: bool) -> bool:
+        self.refused += error.status == HTTPStatus.SERVICE_UNAVAILABLE
+        keeps_alive = keeps_alive and wire.unread <= BODY_BYTES and error.status != HTTPStatus.REQUEST_TIMEOUT
+        if keeps_alive:
+            await wire.discard()
+        self._send(wire, error.status, error.body(), headers=JSON | dict(error.headers), keeps_alive=keeps_alive)
+        await wire.drained()
+        if not keeps_alive:
+            await wire.bid_farewell()
+        return keeps_alive
+
+    @staticmethod
+    def _send(
+        wire: Wire,
+        status: int,
+        body: bytes,
+        binary: tuple[memoryview, ...] = (),
+        *,
+        headers: Mapping[str, str] = JSON,
+        keeps_alive: bool,
+    ) -> None:
+        length = len(body) + sum(len(one) for one in binary)
+        wire.write(write_head(status, length, headers, keeps_alive=keeps_alive) + body, *binary)
+
+    async def _answer(self, wire: Wire, ask: RequestHead, *, keeps_alive: bool) -> None:
+        if ask.is_chunked:
+            raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not taken: send a Content-Length")
+        model = _MODEL.fullmatch(ask.path)
+        if model is not None:
+            slot = self._slot(unquote(model[1]))
+            if model[3] == "infer":
+                allow(ask, "POST")
+                await self._infer(wire, ask, slot, model[2], keeps_alive=keeps_alive)
+                return
+        await self._take_body(wire, ask)
+        headers = JSON
+        if model is not None:
+            allow(ask, "GET")
+            body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
+        elif ask.path == "/metrics":
+            allow(ask, "GET")
+            body, headers = exposition(self._slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
+        else:
+            body = msgspec.json.encode(self._server_answer(ask))
+        self._send(wire, HTTPStatus.OK, body, headers=headers, keeps_alive=keeps_alive)
+
+    @staticmethod
+    async def _take_body(wire: Wire, ask: RequestHead) -> None:
+        if ask.length > JSON_BYTES:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{ask.path} takes no body of {ask.length} bytes")
+        if ask.waits_for_continue:
+            wire.write(CONTINUE)
+        await wire.discard()
+
+    def _slot(self, name: str) -> Slot:
+        slot = self._slots.get(name)
+        if slot is None:
+            known = ", ".join(sorted(self._slots)) or "none yet"
+            raise HttpError(HTTPStatus.NOT_FOUND, f"unknown model {name!r}; the models of this device: {known}")
+        return slot
+
+    def _server_answer(self, ask: RequestHead) -> Any:
+        match ask.path:
+            case "/v2" | "/v2/":
+                allow(ask, "GET")
+                return {"name": "edge-runner", "version": VERSION, "extensions": EXTENSIONS}
+            case "/v2/health/live":
+                allow(ask, "GET")
+                return {"live": True}
+            case "/v2/health/ready":
+                allow(ask, "GET")
+                return self._readiness()
+            case "/v2/repository/index":
+                allow(ask, "POST")
+                return [index_entry(slot) for slot in self._slots.values()]
+        raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
+
+    def _readiness(self) -> Any:
+        dark = sorted(slot.name for slot in self._slots.values() if slot.order is not None and slot.serving is None)
+        if dark or not self._slots:
+            raise HttpError(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"no model serves in: {', '.join(dark) or 'any slot'}", retry_after(1)
+            )
+        return {"ready": True}
+
+    async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None, *, keeps_alive: bool) -> None:
+        arrived = time.monotonic()
+        self.requests += 1
+        json_length = check_lengths(ask)
+        try:
+            lane = await slot.lanes.take(slot.hold_s)
+        except TimeoutError:
+            reason = f"{slot.name}: as many requests as it takes are inside already"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, retry_after(1)) from None
+        try:
+            if ask.waits_for_continue:
+                wire.write(CONTINUE)
+            request = await receive(wire, ask, lane, json_length)
+            is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
+            answered = await slot.infer(lane, partial(asked, request, slot, version), arrived, is_probe=is_probe)
+            response = write_response(request.document, outputs_of(lane, answered.ran), response_head(slot, answered))
+            headers = JSON
+            if response.binary:
+                headers = {"Content-Type": "application/octet-stream"}
+                headers["Inference-Header-Content-Length"] = str(len(response.document))
+            self._send(
+                wire, HTTPStatus.OK, response.document, response.binary, headers=headers, keeps_alive=keeps_alive
+            )
+            await wire.drained()
+        except InputError as error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
+        except TransferError as error:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_after(slot.hold_s)) from error
+        except BackendError as error:
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
+        finally:
+            slot.lanes.give_back(lane)
+
+
+def allow(ask: RequestHead, method: str) -> None:
+    """Return when the request uses `method`.
+
+    Raises:
+        HttpError: it uses another.
+    """
+    if ask.method != method:
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, f"{ask.path} takes {method} alone", {"Allow": method})
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to try again."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def check_lengths(ask: RequestHead) -> int:
+    """How many bytes of the body are JSON.
+
+    Raises:
+        HttpError: the body has no length, is too long, or shorter than its JSON part.
+    """
+    if "content-length" not in ask.headers:
+        raise HttpError(HTTPStatus.LENGTH_REQUIRED, "a request to infer has a body: send a Content-Length")
+    if ask.length > BODY_BYTES:
+        raise HttpError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {ask.length} bytes; at most {BODY_BYTES} are taken"
+        )
+    json_length = ask.number(JSON_LENGTH)
+    if json_length is None:
+        json_length = ask.length
+    if json_length > JSON_BYTES:
+        reason = f"{json_length} bytes of JSON; at most {JSON_BYTES} are taken: send tensors as binary data"
+        raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+    if json_length > ask.length and "content-encoding" not in ask.headers:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{JSON_LENGTH} is {json_length}; the body has {ask.length} bytes")
+    return json_length
+
+
+async def receive(wire: Wire, ask: RequestHead, lane: Lane, json_length: int) -> Request:
+    """The request, with all its tensors in the lane.
+
+    Raises:
+        InputError: it is none.
+    """
+    start = -json_length % ALIGNMENT  # so that the first binary tensor is aligned
+    body = lane.request(start, ask.length)
+    await wire.read_into(body)
+    if "content-encoding" in ask.headers:
+        body = await asyncio.to_thread(inflate, body)
+        json_length = min(json_length, len(body)) if JSON_LENGTH in ask.headers else len(body)
+        start = -json_length % ALIGNMENT
+        lane.request(start, len(body))[:] = body
+    request = read_request(memoryview(body), start, json_length)
+    return put_numbers(request, lane, start + len(body)) if request.numbers else request
+
+
+def inflate(body: memoryview) -> memoryview:
+    """What a gzip or zlib body unpacks to.
+
+    Raises:
+        InputError: it is neither, or unpacks to too much.
+    """
+    unpacker = zlib.decompressobj(GZIP_OR_ZLIB)
+    try:
+        content = unpacker.decompress(body, BODY_BYTES)
+    except zlib.error as error:
+        raise InputError(f"the request's body is neither gzip nor deflate: {error}") from error
+    if not unpacker.eof:
+        raise InputError(f"the request's body is cut short, or unpacks to more than {BODY_BYTES} bytes")
+    return memoryview(content)
+
+
+def put_numbers(request: Request, lane: Lane, end: int) -> Request:
+    """The request with the tensors that were JSON in the lane too."""
+    slices = dict(request.slices)
+    for name, array in request.numbers.items():
+        offset = end + -end % ALIGNMENT
+        end = offset + array.nbytes
+        lane.request(offset, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        slices[name] = Slice(name=name, shape=array.shape, dtype=array.dtype.name, offset=offset, size=array.nbytes)
+    return Request(request.document, slices, {})
+
+
+def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Asked:
+    """The request as orders to a seat with this release.
+
+    Raises:
+        HttpError: it is for another version.
+        InputError: it does not fit the release.
+    """
+    check_version(slot, held.ref.name, version)
+    check_request(request, held.metadata, held.config)
+    return tuple(request.slices.values()), tuple(one.name for one in request.document.outputs)
+
+
+def check_version(slot: Slot, name: str, version: str | None) -> None:
+    """Return when `version` is the serving one, or none is asked for.
+
+    Raises:
+        HttpError: it is another.
+    """
+    serving = version_of(name)
+    if version not in {None, serving}:
+        reason = f"{slot.name} serves version {serving}; version {version} is not here"
+        raise HttpError(HTTPStatus.NOT_FOUND, reason)
+
+
+def version_of(name: str) -> str:
+    """The date in a release's name."""
+    return name.rpartition("_")[2]
+
+
+def platform_of(place: Place) -> str:
+    """What a place computes with, as Triton would say it."""
+    return f"{place.candidate.backend}_onnx"
+
+
+def outputs_of(lane: Lane, ran: SeatRan) -> list[tuple[Slice, memoryview]]:
+    """The answer's tensors where the seat wrote them.
+
+    Raises:
+        BackendError: the seat says they lie where nothing is.
+    """
+    outputs = [(one, lane.answer(one.offset, one.size)) for one in ran.outputs]
+    wrong = next((one.name for one, content in outputs if len(content) != one.size), None)
+    if wrong is not None:
+        raise BackendError(f"output {wrong}: the seat did not write all of it")
+    return outputs
+
+
+def response_head(slot: Slot, answered: Answered) -> dict[str, Any]:
+    """Whose answer it is."""
+    place = answered.seat.place
+    parameters: dict[str, Any] = {"release": place.ref.name, "candidate": str(place.candidate)}
+    if not answered.ran.finite:
+        parameters["finite"] = False
+    return {"model_name": slot.name, "model_version": version_of(place.ref.name), "parameters": parameters}
+
+
+def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
+    """A document about one model.
+
+    Raises:
+        HttpError: it does not serve.
+    """
+    seat = slot.serving
+    if seat is None:
+        reason = f"{slot.name}: no model serves at the moment"
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, retry_after(slot.hold_s))
+    name, metadata = seat.place.ref.name, seat.held.metadata
+    check_version(slot, name, version)
+    match what:
+        case "ready":
+            return {"name": slot.name, "ready": True}
+        case "config":
+            return config_document(slot.name, platform_of(seat.place), metadata)
+        case "stats":
+            tally = slot.tally
+            counts = (tally.requests - tally.errors, tally.errors)
+            last = time.time() - time.monotonic() + tally.last if tally.last else 0.0
+            return stats_document(slot.name, version_of(name), counts, (tally.seconds, tally.busy_s), last)
+    return model_document(slot.name, version_of(name), platform_of(seat.place), metadata)
+
+
+def index_entry(slot: Slot) -> dict[str, str]:
+    """One line of the model repository's index."""
+    if slot.serving is None:
+        return {"name": slot.name, "state": "UNAVAILABLE", "reason": "no model serves at the moment"}
+    return {"name": slot.name, "version": version_of(slot.serving.place.ref.name), "state": "READY", "reason": ""}

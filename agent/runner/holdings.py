@@ -1,0 +1,132 @@
+"""What the runner holds of releases: sealed memory files, one per part.
+
+1. A part is believed when its sealed bytes have the size and digest that the agent announced, not before.
+2. A release that seats or standing orders need is kept. So are a few that were sealed and never served: their
+   other candidates come next. The rest is forgotten at once: weights in memory are memory the models lack.
+3. Reserving and hashing take a while for large weights: they are done in a thread.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from agent.adapters.channel import close_all
+from agent.adapters.memory_file import digest, read, reserve, seal, size
+from agent.core.candidate import Failure
+from agent.core.documents import from_json, from_yaml
+from agent.core.errors import InputError, Kind, TransferError
+from agent.core.messages import CONFIG, METADATA, PARTS, Part
+from agent.core.release import Config, Metadata, Ref
+
+FRESH = 4  # releases that never served: one for each slot of a device that updates four at once
+PART_BYTES = 4 * 1024**3  # the largest vision model of the field is a quarter of that
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A release in memory that was checked."""
+
+    ref: Ref
+    parts: tuple[Part, ...]
+    descriptors: tuple[int, ...]
+    metadata: Metadata
+    config: Config
+
+
+class Holdings:
+    """The releases offered (being written) and held (sealed)."""
+
+    def __init__(self) -> None:
+        self._offered: dict[Ref, tuple[tuple[Part, ...], tuple[int, ...]]] = {}
+        self._held: dict[Ref, Held] = {}  # oldest first
+        self._served: set[Ref] = set()
+
+    def __getitem__(self, ref: Ref) -> Held:
+        return self._held[ref]
+
+    def __contains__(self, ref: Ref) -> bool:
+        return ref in self._held
+
+    def refs(self) -> tuple[Ref, ...]:
+        """The releases held."""
+        return tuple(self._held)
+
+    async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...] | Failure:
+        """One empty memory file for each part, to be written by the agent; ours to close."""
+        wrong = _not_a_release(parts)
+        if wrong:
+            return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: {wrong}")
+        try:
+            descriptors = await asyncio.to_thread(_reserve, ref, parts)
+        except TransferError as error:
+            return Failure(kind=Kind.MEMORY, reason=str(error))
+        self._withdraw(ref)
+        self._offered[ref] = (tuple(parts), descriptors)
+        return descriptors
+
+    async def seal(self, ref: Ref) -> Failure | None:
+        """Holds the release, or says why not; a release that was refused is forgotten."""
+        if ref in self._held:
+            self._withdraw(ref)
+            return None
+        if ref not in self._offered:
+            return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: nothing of it was offered: offer its parts first")
+        parts, descriptors = self._offered.pop(ref)
+        checked = await asyncio.to_thread(_check, ref, parts, descriptors)
+        if isinstance(checked, Failure):
+            close_all(descriptors)
+            return checked
+        self._held[ref] = checked
+        return None
+
+    def served(self, ref: Ref) -> None:
+        """Notes that a release has served: from now on it is kept only while it is needed."""
+        self._served.add(ref)
+
+    def forget(self, needed: Iterable[Ref]) -> None:
+        """Gives back the memory of releases that nobody needs."""
+        kept = set(needed)
+        fresh = [ref for ref in self._held if ref not in kept | self._served]
+        kept.update(fresh[-FRESH:])
+        for ref in [ref for ref in self._held if ref not in kept]:
+            close_all(self._held.pop(ref).descriptors)
+        self._served &= kept
+
+    def _withdraw(self, ref: Ref) -> None:
+        _, descriptors = self._offered.pop(ref, ((), ()))
+        close_all(descriptors)
+
+
+def _not_a_release(parts: Sequence[Part]) -> str:
+    names = sorted(part.name for part in parts)
+    if names != sorted(PARTS):
+        return f"its parts are {names}; a release has {sorted(PARTS)}"
+    large = next((part for part in parts if not 0 <= part.size <= PART_BYTES), None)
+    return f"{large.name} is {large.size} bytes; 0 to {PART_BYTES} are allowed" if large is not None else ""
+
+
+def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
+    descriptors: list[int] = []
+    try:
+        for part in parts:
+            descriptors += [reserve(f"{ref.name}/{part.name}", part.size)]
+    except TransferError:
+        close_all(descriptors)
+        raise
+    return tuple(descriptors)
+
+
+def _check(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held | Failure:
+    files = dict(zip((part.name for part in parts), descriptors, strict=True))
+    try:
+        for part in parts:
+            seal(files[part.name])
+            if (size(files[part.name]), digest(files[part.name])) != (part.size, part.sha256):
+                return Failure(kind=Kind.TRUST, reason=f"{ref}: {part.name} is not the one that was announced")
+        metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
+        config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
+    except (InputError, TransferError) as error:
+        return Failure(kind=Kind.STRUCTURE, reason=str(error))
+    if metadata.name != ref.name:
+        return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: its metadata is that of {metadata.name}")
+    return Held(ref=ref, parts=tuple(parts), descriptors=tuple(descriptors), metadata=metadata, config=config)

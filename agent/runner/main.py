@@ -1,0 +1,139 @@
+"""`edge-runner`: the service that holds models and serves local clients.
+
+1. It imports no inference library: seats do. It has no keys, no ledger and no network of its own.
+2. Sockets come from systemd (`models`, `door`, and any other name for a further door), or are made here.
+3. On SIGTERM it takes nothing more, answers what is inside, ends its seats and leaves.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from agent.adapters.channel import Channel, listen
+from agent.adapters.service import listen_sockets, notify, watchdog_interval
+from agent.core.messages import Ask
+from agent.runner.orders import Runner
+
+FINISH_S = 20.0  # what is inside is answered within the time that a hung seat is killed in, or not at all
+BACKLOG = 64
+
+
+def main() -> None:
+    """The command."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # requests hold what cameras see
+    asyncio.run(serve(arguments()))
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="edge-runner", description="Holds models and serves local clients.")
+    parser.add_argument("--models", type=Path, metavar="SOCKET", help="where the agent hands models over")
+    parser.add_argument("--door", type=Path, metavar="SOCKET", help="where clients ask")
+    parser.add_argument("--tcp", metavar="HOST:PORT", help="a further door; loopback only")
+    parser.add_argument("--agent-uid", type=int, default=os.getuid(), metavar="UID", help="the agent's user")
+    return parser.parse_args(words)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or the agent's Stop."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    models, doors = sockets(options)
+    async with asyncio.TaskGroup() as tasks:
+        runner = Runner(tasks, stop.set)
+        servers = [await open_door(runner, door) for door in doors]
+        tasks.create_task(accept(runner, models, options.agent_uid, tasks), name="models")
+        tasks.create_task(beat(), name="watchdog")
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        for server in servers:
+            server.close()
+        await runner.door.close(FINISH_S)
+        await runner.close()
+        cancel_the_rest()
+    clean_up(options)
+
+
+def cancel_the_rest() -> None:
+    """Ends what would wait for ever: those that listen to agents, and the watchdog's beat."""
+    for task in asyncio.all_tasks():
+        if task is not asyncio.current_task():
+            task.cancel()
+
+
+def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.socket]]:
+    """Where the agent is heard, and where clients are."""
+    passed = listen_sockets()
+    models = passed.pop("models", None)
+    if models is None:
+        models = listen(options.models)
+    doors = list(passed.values())
+    if options.door is not None:
+        doors.append(listen_stream(options.door))
+    if options.tcp is not None:
+        doors.append(listen_tcp(options.tcp))
+    models.settimeout(0)
+    return models, doors
+
+
+def listen_stream(path: Path) -> socket.socket:
+    """A listening unix socket for this user and group."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    path.chmod(0o660)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A listening socket on a loopback address: the door knows no users."""
+    host, _, port = address.rpartition(":")
+    if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdigit():
+        sys.exit(f"--tcp {address}: give a loopback address and a port, for example 127.0.0.1:8000")
+    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
+    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+
+
+async def open_door(runner: Runner, sock: socket.socket) -> asyncio.Server:
+    """A server for clients on a listening socket."""
+    loop = asyncio.get_running_loop()
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_server(runner.door.wire, sock=sock, backlog=BACKLOG)
+    return await loop.create_server(runner.door.wire, sock=sock, backlog=BACKLOG)
+
+
+async def accept(runner: Runner, models: socket.socket, uid: int, tasks: asyncio.TaskGroup) -> None:
+    """Takes agents, one after the other or two while one replaces the other."""
+    with models:
+        while True:
+            sock, _ = await asyncio.get_running_loop().sock_accept(models)
+            tasks.create_task(runner.attend(Channel(sock, Ask), uid), name="agent")
+
+
+async def beat() -> None:
+    """Tells systemd that the loop turns."""
+    interval = watchdog_interval()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
+
+
+def clean_up(options: argparse.Namespace) -> None:
+    """Removes the sockets that were made here."""
+    for path in (options.models, options.door):
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

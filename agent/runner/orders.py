@@ -1,0 +1,204 @@
+"""The runner's end of `models.sock`: carries out the agent's orders and tells it the facts.
+
+1. Only the agent's user is heard (SO_PEERCRED), and only after a Hello of a protocol that we speak.
+2. Orders run side by side: a look at the facts never waits for a trial. Each gets one answer.
+3. An agent that goes takes nothing along: its orders are finished, what serves goes on serving.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from itertools import count
+
+from agent.adapters.channel import Channel, close_all, peer_uid
+from agent.core.candidate import Backend, Failure, Found
+from agent.core.documents import from_json
+from agent.core.errors import BackendError, InputError, Kind, TransferError
+from agent.core.messages import (
+    PROTOCOL,
+    Answer,
+    Ask,
+    Done,
+    Facts,
+    Hello,
+    Load,
+    Loaded,
+    Look,
+    Offer,
+    Order,
+    Promote,
+    Prove,
+    Refused,
+    Reply,
+    Seal,
+    SeatTrial,
+    Stop,
+    Trial,
+    Tried,
+    Unload,
+    Welcome,
+)
+from agent.runner.door import Door
+from agent.runner.holdings import Holdings
+from agent.runner.seats import probe
+from agent.runner.slots import Slot
+
+SPOKEN = frozenset({PROTOCOL, max(1, PROTOCOL - 1)})
+PROBE_S = 60.0  # importing three libraries and running a tiny model on each, on a slow flash disk
+
+log = logging.getLogger("edge-runner")
+
+Descriptors = tuple[int, ...]
+
+
+class Runner:
+    """The slots, what they are made of, and the agents that listen."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, stop: Callable[[], None]) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.door = Door(self.slots, tasks)
+        self._tasks, self._stop = tasks, stop
+        self._holdings = Holdings()
+        self._incidents = count(1)
+        self._agents: set[Channel[Ask]] = set()
+        self._found = tasks.create_task(find_backends(), name="probe")
+        self._is_telling = False
+
+    async def attend(self, channel: Channel[Ask], uid: int) -> None:
+        """Serves one agent until it leaves."""
+        try:
+            if peer_uid(channel.sock) != uid:
+                log.warning("step=attend outcome=refused reason=a process of another user than %d", uid)
+                return
+            if await self._greet(channel):
+                self._agents.add(channel)
+                await self._obey(channel)
+        except (InputError, TransferError) as error:
+            log.warning("step=attend outcome=closed reason=%s", error)
+        finally:
+            self._agents.discard(channel)
+            channel.close()
+
+    async def close(self) -> None:
+        """Ends every seat."""
+        await asyncio.gather(*(slot.close() for slot in self.slots.values()))
+
+    def facts(self) -> Facts:
+        """Everything the runner holds."""
+        return Facts(
+            slots={name: slot.facts() for name, slot in self.slots.items()},
+            held=self._holdings.refs(),
+            requests=self.door.requests,
+            refused=self.door.refused,
+        )
+
+    async def _greet(self, channel: Channel[Ask]) -> bool:
+        received = await channel.receive()
+        if received is None:
+            return False
+        ask, descriptors = received
+        close_all(descriptors)
+        if isinstance(ask.order, Hello) and ask.order.protocol in SPOKEN:
+            reply: Reply = Welcome(protocol=ask.order.protocol, pid=os.getpid(), found=await self._found)
+        else:
+            spoken = " or ".join(map(str, sorted(SPOKEN)))
+            reply = refused(f"say Hello first, with protocol {spoken}: update the agent or the runner", Kind.STRUCTURE)
+        channel.send(Answer(id=ask.id, reply=reply))
+        if isinstance(reply, Welcome):
+            channel.send(Answer(id=0, reply=self.facts()))
+        return isinstance(reply, Welcome)
+
+    async def _obey(self, channel: Channel[Ask]) -> None:
+        while (received := await channel.receive()) is not None:
+            ask, descriptors = received
+            close_all(descriptors)
+            name = f"{type(ask.order).__name__} {ask.id}"
+            self._tasks.create_task(self._carry_out(channel, ask), name=name)
+
+    async def _carry_out(self, channel: Channel[Ask], ask: Ask) -> None:
+        descriptors: Descriptors = ()
+        try:
+            reply, descriptors = await self._act(ask.order)
+        except BackendError as error:
+            reply = refused(str(error), error.kind)
+        if channel in self._agents:
+            try:
+                channel.send(Answer(id=ask.id, reply=reply), descriptors)
+            except (TransferError, InputError) as error:
+                log.warning("step=answer outcome=lost reason=%s", error)
+        self.changed()
+
+    async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
+        match order:
+            case Offer():
+                offered = await self._holdings.offer(order.ref, order.parts)
+                return (Refused(failure=offered), ()) if isinstance(offered, Failure) else (Done(), offered)
+            case Seal():
+                failure = await self._holdings.seal(order.ref)
+                return (Done() if failure is None else Refused(failure=failure)), ()
+            case Look():
+                return self.facts(), ()
+            case Stop():
+                self._stop()
+                return Done(), ()
+            case Hello():
+                return refused("Hello comes first, and once", Kind.STRUCTURE), ()
+        return await self._act_on_slot(order), ()
+
+    async def _act_on_slot(self, order: Load | Trial | Prove | Promote | Unload) -> Reply:
+        slot = self._slot(order.slot)
+        match order:
+            case Load():
+                seat = await slot.load(order.place, order.deadline_s)
+                assert seat.ready is not None
+                return Loaded(pid=seat.pid, load_s=seat.ready.load_s)
+            case Trial():
+                ask = SeatTrial(key=order.key, runs=order.runs)
+                return Tried(evidence=await slot.trial(order.place, ask, order.deadline_s))
+            case Prove():
+                await slot.prove(order.place, order.deadline_s)
+            case Promote():
+                slot.promote(order)
+            case Unload():
+                await slot.unload(order.place)
+        return Done()
+
+    def _slot(self, name: str) -> Slot:
+        if name not in self.slots:
+            self.slots[name] = Slot(name, self._holdings, self._tasks, self.changed, self._incidents)
+        return self.slots[name]
+
+    def changed(self) -> None:
+        """Tells the facts, once for all changes of this moment."""
+        if not self._is_telling:
+            self._is_telling = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        self._holdings.forget({ref for slot in self.slots.values() for ref in slot.needed()})
+        if not self._agents:
+            return
+        answer = Answer(id=0, reply=self.facts())
+        for channel in tuple(self._agents):
+            try:
+                channel.send(answer)
+            except TransferError as error:
+                log.warning("step=tell outcome=closed reason=%s", error)
+                self._agents.discard(channel)
+                channel.hang_up()
+
+
+async def find_backends() -> tuple[Found, ...]:
+    """What this device can run; nothing, with the reason, where the probe itself fails."""
+    try:
+        return from_json(tuple[Found, ...], await probe(PROBE_S), "probe")
+    except (BackendError, InputError) as error:
+        reason = f"{error}; look at the runner's log and the driver's"
+        return tuple(Found(backend=backend, present=False, reason=reason) for backend in Backend)
+
+
+def refused(reason: str, kind: Kind) -> Refused:
+    """The reply that says no."""
+    return Refused(failure=Failure(kind=kind, reason=reason))

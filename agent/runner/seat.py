@@ -1,0 +1,243 @@
+"""A seat: a child process with one loaded model. `python -m agent.runner.seat DESCRIPTOR` on a channel to the runner.
+
+1. It does one thing at a time, in the order asked; each message but LaneOpen gets one answer.
+2. Inputs are read where the client's bytes were received: an array over shared memory, not a copy.
+3. It dies with the runner, leaves no core dump, and answers whatever a library raises as a failure. What it
+   cannot answer (a crash, a hang) the runner sees.
+4. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.adapters.channel import BlockingChannel, close_all
+from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
+from agent.backends import Session, open_session, probe
+from agent.backends.golden import Sample, compare, load_golden
+from agent.backends.signature import check_tensors
+from agent.backends.trial import run_trial
+from agent.core.candidate import Failure
+from agent.core.documents import from_json, from_yaml, to_json
+from agent.core.errors import BackendError, EdgeError, Kind
+from agent.core.messages import (
+    CONFIG,
+    GOLDEN,
+    METADATA,
+    WEIGHTS,
+    FromSeat,
+    LaneOpen,
+    Place,
+    SeatFailed,
+    SeatLoad,
+    SeatProve,
+    SeatRan,
+    SeatReady,
+    SeatRun,
+    SeatTrial,
+    SeatTried,
+    Slice,
+    ToSeat,
+)
+from agent.core.release import Config, Metadata
+from agent.runner.frame import frame_shape, normalise
+
+ALIGNMENT = 64  # bytes; a cache line, and what vector instructions like
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Lane:
+    """A pair of arenas, mapped. Both may have grown since the last request."""
+
+    def __init__(self, request: int, answer: int) -> None:
+        self._request, self._answer = request, answer
+        self._inputs = map_for_reading(request)
+        self._outputs = map_shared(answer)
+
+    def tensor(self, slice_: Slice) -> NDArray[Any]:
+        """The input where it lies; a copy only where the client left it unaligned."""
+        if slice_.offset + slice_.size > len(self._inputs):
+            self._inputs = map_for_reading(self._request)
+        dtype = np.dtype(slice_.dtype)
+        flat = np.frombuffer(self._inputs, dtype, slice_.size // dtype.itemsize, slice_.offset)
+        return np.require(flat.reshape(slice_.shape), requirements="A")
+
+    def put(self, outputs: Arrays) -> tuple[Slice, ...]:
+        """Writes the outputs one behind the other; says where."""
+        slices, end = [], 0
+        for name, output in outputs.items():
+            slices.append(Slice(name=name, shape=output.shape, dtype=output.dtype.name, offset=end, size=output.nbytes))
+            end += -(-output.nbytes // ALIGNMENT) * ALIGNMENT
+        if end > len(self._outputs):
+            grow(self._answer, end)
+            self._outputs = map_shared(self._answer)
+        for slice_, output in zip(slices, outputs.values(), strict=True):
+            target = np.frombuffer(self._outputs, output.dtype, output.size, slice_.offset)
+            np.copyto(target.reshape(output.shape), output)
+        return tuple(slices)
+
+    def close(self) -> None:
+        """Gives the arenas back; the mappings go with their last array."""
+        close_all((self._request, self._answer))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the seat holds once it is loaded."""
+
+    place: Place
+    session: Session
+    metadata: Metadata
+    config: Config
+    golden: tuple[Sample, ...]
+    load_s: float
+
+    def ready(self) -> SeatReady:
+        """What it is, and where it computes."""
+        return SeatReady(
+            inputs=self.metadata.inputs,
+            outputs=self.metadata.outputs,
+            providers=tuple(self.session.get_providers()),
+            load_s=self.load_s,
+        )
+
+    def run(self, lane: Lane, ask: SeatRun) -> SeatRan:
+        """One request."""
+        started = time.monotonic()
+        inputs = {slice_.name: self._input(lane, slice_) for slice_ in ask.inputs}
+        names = ask.outputs or tuple(one.name for one in self.metadata.outputs)
+        outputs = dict(zip(names, self.session.run(names, inputs), strict=True))
+        busy_s = time.monotonic() - started
+        finite = all_finite(outputs) or not all_finite(inputs)
+        return SeatRan(lane=ask.lane, outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+
+    def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
+        tensor = lane.tensor(slice_)
+        declared = next(one for one in self.metadata.inputs if one.name == slice_.name)
+        is_frame = slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None
+        return normalise(tensor, declared, self.config) if is_frame else tensor
+
+
+def all_finite(arrays: Arrays) -> bool:
+    """Whether there is no NaN and no Inf in any of them."""
+    return all(one.dtype.kind != "f" or bool(np.isfinite(one).all()) for one in arrays.values())
+
+
+def load(ask: SeatLoad, descriptors: Sequence[int]) -> Model:
+    """The model, loaded from memory files that need not stay open.
+
+    Raises:
+        EdgeError: the parts are not a release, or the backend refuses them.
+    """
+    started = time.monotonic()
+    parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
+    metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
+    config = from_yaml(Config, read(parts[CONFIG]), CONFIG)
+    session = open_session(f"/proc/self/fd/{parts[WEIGHTS]}", ask.place.candidate, config)
+    check_tensors(session, metadata)
+    golden = load_golden(read(parts[GOLDEN]), metadata)
+    return Model(ask.place, session, metadata, config, golden, time.monotonic() - started)
+
+
+def prove(model: Model) -> SeatReady | SeatFailed:
+    """Whether the loaded model computes what its golden samples say."""
+    off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
+    if off:
+        reason = ", ".join(f"output {one.output} is {one.max_abs:.3g} away from its golden reference" for one in off)
+        return SeatFailed(failure=Failure(kind=Kind.PARITY, reason=reason))
+    return model.ready()
+
+
+def trial(model: Model, ask: SeatTrial) -> SeatTried:
+    """Everything that is measured before a candidate may serve."""
+    candidate = model.place.candidate
+    evidence = run_trial(
+        model.session, model.metadata, model.config, model.golden, candidate, ask.key, ask.runs, model.load_s
+    )
+    return SeatTried(evidence=evidence)
+
+
+class Seat:
+    """The loop and what it keeps between messages."""
+
+    def __init__(self, channel: BlockingChannel[ToSeat]) -> None:
+        self._channel = channel
+        self._lanes: dict[int, Lane] = {}
+        self._model: Model | None = None
+
+    def serve(self) -> None:
+        """Answers until the runner closes the channel."""
+        while (received := self._channel.read()) is not None:
+            message, descriptors = received
+            if isinstance(message, LaneOpen):
+                self._open(message.lane, descriptors)
+                continue
+            answer = self._answer(message, descriptors)
+            close_all(descriptors)
+            self._channel.send(answer)
+
+    def _open(self, number: int, descriptors: Sequence[int]) -> None:
+        old = self._lanes.pop(number, None)
+        if old is not None:
+            old.close()
+        self._lanes[number] = Lane(*descriptors)
+
+    def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
+        lane = message.lane if isinstance(message, SeatRun) else None
+        try:
+            return self._act(message, descriptors)
+        except BackendError as error:
+            failure = Failure(kind=error.kind, reason=str(error))
+        except EdgeError as error:
+            failure = Failure(kind=Kind.STRUCTURE, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
+            failure = Failure(kind=Kind.BACKEND, reason=f"{type(error).__name__}: {error}")
+        return SeatFailed(failure=failure, lane=lane)
+
+    def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
+        if isinstance(message, SeatLoad):
+            self._model = load(message, descriptors)
+            return self._model.ready()
+        if self._model is None:
+            raise BackendError("this seat holds no model: load one first")
+        if isinstance(message, SeatRun):
+            return self._model.run(self._lanes[message.lane], message)
+        if isinstance(message, SeatTrial):
+            return trial(self._model, message)
+        assert isinstance(message, SeatProve)
+        return prove(self._model)
+
+
+def settle(parent: int) -> None:
+    """Makes this process one that dies with its parent and leaves no dump."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the runner is gone")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the runner, which lets us finish
+
+
+def main() -> None:
+    """`seat PARENT DESCRIPTOR`, or `seat --probe`: what backends this device has, as JSON."""
+    if sys.argv[1:] == ["--probe"]:
+        sys.stdout.buffer.write(to_json(probe()))
+        return
+    parent, descriptor = map(int, sys.argv[1:])
+    settle(parent)
+    Seat(BlockingChannel(socket.socket(fileno=descriptor), ToSeat)).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""A seat as the runner sees it: a child process, the orders it has not answered yet, and its end.
+
+1. A seat answers in the order it was asked. The first unanswered order has a deadline; a seat that misses it is
+   killed, since a model that hangs never comes back.
+2. A dead seat is known by the end of its channel. First its keeper hears of it (and finds another seat), then
+   every order that it had not answered fails, so that whoever asks again meets the new seat.
+3. Seats are spawned, never forked. Candidates run at low priority where that can be undone.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from agent.adapters.channel import Channel
+from agent.core.candidate import Failure
+from agent.core.errors import BackendError, InputError, Kind, TransferError
+from agent.core.messages import (
+    FromSeat,
+    LaneOpen,
+    Place,
+    SeatFacts,
+    SeatFailed,
+    SeatLoad,
+    SeatReady,
+    SeatRun,
+    Slice,
+    ToSeat,
+)
+from agent.runner.holdings import Held
+from agent.runner.lanes import Lane
+
+FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
+LOW_PRIORITY = 10
+LAST_WORDS_S = 1.0  # how long the end of a killed process may take to be told
+FIRST_TO_GO, NORMAL = 500, 0  # oom_score_adj: out of memory, a candidate is the one to be killed
+NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
+
+ENVIRONMENT = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",  # what a session frees goes back to the system
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads do not spin beside a camera application
+    "PYTHONFAULTHANDLER": "1",
+}
+OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+class SeatEndedError(Exception):
+    """The seat ended before it answered."""
+
+    def __init__(self, failure: Failure, *, was_inside: bool) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+        self.was_inside = was_inside  # the seat was at this very order, not at one before it
+
+
+@dataclass(slots=True)
+class Waiting:
+    """An order without an answer yet."""
+
+    answer: "asyncio.Future[FromSeat]"
+    deadline_s: float
+
+
+class Seat:
+    """One child process. `lost` is called once, when it ends without being told to."""
+
+    def __init__(self, place: Place, held: Held, lost: Callable[["Seat", Failure], None]) -> None:
+        self.place = place
+        self.held = held
+        self.state = "loading"
+        self.has_served = False  # clients' requests may be inside
+        self.load_deadline_s = 0.0
+        self._lost = lost
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel[FromSeat] | None = None
+        self._waiting: deque[Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lanes: dict[int, Lane] = {}
+        self._verdict: Failure | None = None
+        self._told_to_end = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.ended = asyncio.Event()
+        self.ready: SeatReady | None = None
+        self.settled = asyncio.Event()  # loading is over, well or not
+
+    @property
+    def pid(self) -> int:
+        """The child's; 0 before there is one."""
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self) -> None:
+        """Spawns the child; `listen` must run from then on.
+
+        Raises:
+            BackendError: the system has no room for another process.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "agent.runner.seat", str(os.getpid()), str(theirs.fileno())),
+                    pass_fds=(theirs.fileno(),),
+                    env=environment(self.place),
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                self._told_to_end = True
+                self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
+                raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
+        self._channel = Channel(ours, FromSeat)
+        lower(self.pid)
+
+    async def load(self, deadline_s: float) -> SeatReady:
+        """What the seat says of its model.
+
+        Raises:
+            BackendError: it refuses the model, ends, or misses the deadline.
+        """
+        self.load_deadline_s = deadline_s
+        ask = SeatLoad(place=self.place, parts=self.held.parts)
+        try:
+            ready = await self.ask(ask, deadline_s, self.held.descriptors)
+            assert isinstance(ready, SeatReady)
+            self.ready, self.state = ready, "loaded"
+        finally:
+            self.settled.set()
+        return ready
+
+    async def ask(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
+        """The seat's answer.
+
+        Raises:
+            BackendError: it answers that it failed, ends, or misses the deadline.
+        """
+        try:
+            answer = await self._send(message, deadline_s, descriptors)
+        except SeatEndedError as error:
+            raise BackendError(error.failure.reason, error.failure.kind) from error
+        if isinstance(answer, SeatFailed):
+            raise BackendError(answer.failure.reason, answer.failure.kind)
+        return answer
+
+    async def run(self, lane: Lane, inputs: tuple[Slice, ...], outputs: tuple[str, ...], deadline_s: float) -> FromSeat:
+        """The answer to the request in a lane.
+
+        Raises:
+            SeatEndedError: the seat ended before it answered.
+        """
+        if self._lanes.get(lane.number) is not lane:
+            self._tell(LaneOpen(lane=lane.number), lane.descriptors)
+            self._lanes[lane.number] = lane
+        return await self._send(SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
+
+    async def listen(self) -> None:
+        """Takes answers until the seat ends."""
+        assert self._channel is not None
+        assert self._process is not None
+        try:
+            while (received := await self._channel.receive()) is not None:
+                self._take(received[0])
+        except (InputError, IndexError) as error:  # a corrupt process may say anything
+            self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: the seat talks nonsense: {error}")
+        finally:
+            self._kill()
+            self._channel.close()
+            status = await self._last_words()
+            self._end(self._verdict or Failure(kind=Kind.BACKEND, reason=f"{self.place}: the seat {status}"))
+
+    async def leave(self) -> None:
+        """Lets the seat finish what it has, and ends it."""
+        self.state = "draining"
+        self._told_to_end = True
+        await self._idle.wait()
+        await self.end()
+
+    async def end(self) -> None:
+        """Ends the seat now; what it has not answered fails."""
+        self._told_to_end = True
+        if self._channel is None:
+            return
+        if self._waiting:
+            self._kill()
+        self._channel.hang_up()
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self.ended.wait()
+        except TimeoutError:
+            self._kill()
+            await self.ended.wait()
+
+    def raise_priority(self) -> None:
+        """Makes the seat as important as any process: it serves from now on."""
+        with suppress(OSError):
+            set_priority(self.pid, 0, NORMAL)
+
+    def facts(self, state: str) -> SeatFacts:
+        """What the agent is told of it."""
+        rss = 0
+        with suppress(psutil.Error, ValueError):
+            rss = psutil.Process(self.pid).memory_info().rss if self.pid else 0
+        return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=rss / 1e6)
+
+    async def _send(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
+        if self.ended.is_set():
+            reason = f"{self.place}: the seat has ended"
+            raise SeatEndedError(Failure(kind=Kind.BACKEND, reason=reason), was_inside=False)
+        waiting = Waiting(asyncio.get_running_loop().create_future(), deadline_s)
+        self._waiting.append(waiting)
+        self._idle.clear()
+        if len(self._waiting) == 1:
+            self._watch()
+        self._tell(message, descriptors)
+        return await waiting.answer
+
+    def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
+        assert self._channel is not None
+        # A seat that is gone, or reads nothing, is found out by the end of its channel or its deadline.
+        with suppress(TransferError):
+            self._channel.send(message, descriptors)
+
+    def _take(self, message: FromSeat) -> None:
+        waiting = self._waiting.popleft()
+        if not waiting.answer.done():
+            waiting.answer.set_result(message)
+        self._watch()
+
+    def _watch(self) -> None:
+        """The deadline is that of the first order; the others wait behind it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            self._idle.set()
+            return
+        first = self._waiting[0]
+        self._timer = asyncio.get_running_loop().call_later(first.deadline_s, self._hang, first.deadline_s)
+
+    def _hang(self, deadline_s: float) -> None:
+        self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: no answer within {deadline_s:g} s: killed")
+        self._kill()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _last_words(self) -> str:
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                return how_it_ended(await self._process.wait())
+        except TimeoutError:
+            return "ended"
+
+    def _end(self, failure: Failure) -> None:
+        self.ended.set()
+        self.settled.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._told_to_end:
+            self._lost(self, failure)
+        for place, waiting in enumerate(self._waiting):
+            if not waiting.answer.done():
+                waiting.answer.set_exception(SeatEndedError(failure, was_inside=place == 0))
+        self._waiting.clear()
+        self._idle.set()
+
+
+def environment(place: Place) -> dict[str, str]:
+    """A seat's environment: ours, less what systemd means for us alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in OURS}
+    threads = {"OMP_NUM_THREADS": str(place.candidate.threads)} if place.candidate.threads else {}
+    return kept | ENVIRONMENT | threads
+
+
+def lower(pid: int) -> None:
+    """Makes a process give way to all others, where `raise_priority` can undo it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    may_undo = os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= NICE_LIMIT
+    with suppress(OSError):
+        set_priority(pid, LOW_PRIORITY if may_undo else 0, FIRST_TO_GO)
+
+
+def set_priority(pid: int, nice: int, oom_score: int) -> None:
+    """Sets the priority of each thread (Linux has none for a process) and the order of going out of memory."""
+    process = Path(f"/proc/{pid}")
+    (process / "oom_score_adj").write_text(str(oom_score))
+    for thread in (process / "task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+
+
+def how_it_ended(status: int) -> str:
+    """A process's exit status in words."""
+    if status >= 0:
+        return f"left with status {status}"
+    return f"was killed by {signal.Signals(-status).name}"
+
+
+async def probe(deadline_s: float) -> bytes:
+    """What a short-lived child found out about the backends, as JSON.
+
+    Raises:
+        BackendError: it crashed or hung.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "agent.runner.seat", "--probe"),
+        env={name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            output, _ = await child.communicate()
+    except TimeoutError:
+        raise BackendError(f"the probe of the backends hung for {deadline_s:g} s") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+    if child.returncode:
+        raise BackendError(f"the probe of the backends {how_it_ended(child.returncode)}")
+    return output

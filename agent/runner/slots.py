@@ -1,0 +1,406 @@
+"""A slot: which seat serves, what to fall back to, and what to do without being told.
+
+1. A swap is one assignment. A request inside the old seat finishes there; the next one meets the new seat.
+2. When the serving seat crashes or hangs, the fall-back serves. Without one it is started again from the sealed
+   files, proven and promoted: RESTARTS times a minute at most, then the slot gives up and says so.
+3. A request that was under way in a seat that died is asked again, once. One that kills two seats is at fault
+   itself. Requests that only waited behind it are asked again until `hold_s` is over.
+4. A failed answer, or one with NaN or Inf, is asked of the fall-back too. When that answers well, the seat is
+   to blame: FAULTS in a row, and the fall-back serves. When it does not, the request is.
+5. Whatever is done without being told is an incident. Only the agent ends seats that live.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from agent.core.candidate import Evidence, Failure
+from agent.core.errors import BackendError, InputError, Kind, TransferError
+from agent.core.messages import (
+    FromSeat,
+    Incident,
+    Place,
+    Promote,
+    SeatFailed,
+    SeatProve,
+    SeatRan,
+    SeatTrial,
+    SeatTried,
+    Slice,
+    SlotFacts,
+)
+from agent.core.release import Config, Ref
+from agent.runner.holdings import Held, Holdings
+from agent.runner.lanes import Lane, Lanes
+from agent.runner.seats import Seat, SeatEndedError
+from agent.runner.tally import Tally
+
+RESTARTS = 3
+RESTARTS_WITHIN_S = 60.0
+FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
+INCIDENTS = 8  # kept; the agent sees each as it comes
+RUN_S = (3.0, 30.0)  # bounds of a run's deadline: a busy device's hiccup, and what a camera may be kept waiting
+RUN_FACTOR = 5  # a run is hung when it takes so many times the latency that its gate allows
+
+log = logging.getLogger("edge-runner")
+
+Asked = tuple[tuple[Slice, ...], tuple[str, ...]]  # inputs, names of outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer and the seat that gave it."""
+
+    seat: Seat
+    ran: SeatRan
+
+
+class Slot:
+    """One slot of the runner, with its seats and its queue."""
+
+    def __init__(
+        self, name: str, holdings: Holdings, tasks: asyncio.TaskGroup, changed: Callable[[], None], count: Iterator[int]
+    ) -> None:
+        self.name = name
+        self.lanes = Lanes()
+        self.serving: Seat | None = None
+        self.fallback: Seat | None = None
+        self.order: Promote | None = None
+        self.tally = Tally()
+        self._seats: dict[Place, Seat] = {}
+        self._holdings, self._tasks, self._changed, self._count = holdings, tasks, changed, count
+        self._since = 0.0
+        self._up = asyncio.Event()
+        self._faults = 0
+        self._restarts: deque[float] = deque(maxlen=RESTARTS)
+        self._restarting: Place | None = None
+        self._gave_up = False  # until the agent loads something: requests need not wait
+        self._incidents: deque[Incident] = deque(maxlen=INCIDENTS)
+
+    # --- orders of the agent ---------------------------------------------------------------------------------------
+
+    async def load(self, place: Place, deadline_s: float) -> Seat:
+        """A loaded seat; the one that is there, where there is one.
+
+        Raises:
+            BackendError: the release is not held, or the seat cannot load it.
+        """
+        self._gave_up = False
+        seat = self._seats.get(place)
+        if seat is not None:
+            await seat.settled.wait()
+            if seat.ready is None:
+                raise BackendError(f"{place}: the seat ended while it was loading")
+            return seat
+        return await self._start(place, deadline_s)
+
+    async def trial(self, place: Place, ask: SeatTrial, deadline_s: float) -> Evidence:
+        """What the trial of a loaded seat measured.
+
+        Raises:
+            BackendError: it is not loaded, or did not survive its trial.
+        """
+        seat = self._loaded(place)
+        tried = await seat.ask(ask, deadline_s)
+        assert isinstance(tried, SeatTried)
+        if tried.evidence.failure is None and all(one.within for one in tried.evidence.deviations):
+            seat.state = "proven"
+        self._changed()
+        return tried.evidence
+
+    async def prove(self, place: Place, deadline_s: float) -> None:
+        """Return when a loaded seat computes its golden samples right.
+
+        Raises:
+            BackendError: it is not loaded, or does not.
+        """
+        seat = self._loaded(place)
+        try:
+            await seat.ask(SeatProve(), deadline_s)
+        except BackendError:
+            if seat is self.serving:
+                self.tally.probe(failed=True)
+            raise
+        if seat is self.serving:
+            self.tally.probe(failed=False)
+        seat.state = "proven"
+        self._changed()
+
+    def promote(self, order: Promote) -> None:
+        """The swap.
+
+        Raises:
+            BackendError: the seat is not loaded.
+        """
+        seat = self._loaded(order.place)
+        fallback = self._seats.get(order.fallback) if order.fallback is not None else None
+        self.order = order
+        if seat is not self.serving:
+            self.tally = Tally()
+            self._serve(seat)
+        self.fallback = fallback if fallback is not seat and fallback is not None and fallback.ready else None
+        self._changed()
+
+    async def unload(self, place: Place) -> None:
+        """Return when no seat holds `place` any more; its requests were answered first."""
+        if self._restarting == place:
+            self._restarting = None
+        if self.order is not None and self.order.fallback == place:
+            self.order = replace(self.order, fallback=None)
+        seat = self._seats.get(place)
+        if seat is not None and seat.has_served:
+            self._step_down(seat)
+            self._changed()
+            await seat.leave()
+        await self._end(place)
+
+    async def close(self) -> None:
+        """Ends every seat; nothing is asked any more."""
+        self._restarting = None
+        await asyncio.gather(*(seat.end() for seat in self._seats.values()))
+        self.lanes.close()
+
+    # --- requests of clients ---------------------------------------------------------------------------------------
+
+    @property
+    def hold_s(self) -> float:
+        """How long a request may wait for a seat or a lane."""
+        return self.order.hold_s if self.order is not None else 0.0
+
+    async def infer(self, lane: Lane, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool) -> Answered:
+        """The answer to the request in `lane`; `asked` reads it against the release that serves.
+
+        Raises:
+            InputError: the request does not fit the model.
+            BackendError: the model fails on it.
+            TransferError: no seat was there within `hold_s`.
+        """
+        give_up = time.monotonic() + self.hold_s
+        deaths = 0
+        while True:
+            seat, tally = await self._lease(give_up), self.tally
+            try:
+                answered = await self._ask(seat, lane, asked)
+            except SeatEndedError as error:
+                deaths += error.was_inside
+                if deaths > 1:
+                    raise BackendError(f"two seats ended on this request; it is not tried again: {error}") from error
+            except BackendError:
+                self._count_one(tally, arrived, None, is_probe=is_probe)
+                raise
+            else:
+                self._count_one(tally, arrived, answered.ran, is_probe=is_probe)
+                return answered
+
+    async def _lease(self, give_up: float) -> Seat:
+        while self.serving is None:
+            if self.order is None or self._gave_up:
+                raise TransferError(f"{self.name}: no model serves, and none is on its way")
+            try:
+                async with asyncio.timeout_at(give_up):
+                    await self._up.wait()
+            except TimeoutError:
+                raise TransferError(f"{self.name}: no model serves at the moment; try again") from None
+        return self.serving
+
+    async def _ask(self, seat: Seat, lane: Lane, asked: Callable[[Held], Asked]) -> Answered:
+        """The seat's answer; or, where that is bad, the fall-back's."""
+        answer = await seat.run(lane, *asked(seat.held), run_deadline_s(seat.held.config))
+        failure = fault_of(seat, answer)
+        if failure is None:
+            self._faults = 0 if seat is self.serving else self._faults
+            return answer_anyway(seat, answer)
+        spare = self.fallback if seat is self.serving else None
+        if failure.kind is Kind.STRUCTURE or spare is None:
+            return answer_anyway(seat, answer)
+        other = await spare.run(lane, *asked(spare.held), run_deadline_s(spare.held.config))
+        if fault_of(spare, other) is None:
+            self._blame(seat, failure)
+        return answer_anyway(spare, other)
+
+    def _blame(self, seat: Seat, failure: Failure) -> None:
+        if seat is not self.serving:
+            return
+        self.tally.errors += failure.kind is Kind.BACKEND
+        self.tally.not_finite += failure.kind is Kind.PARITY
+        self._faults += 1
+        if self._faults >= FAULTS and self.fallback is not None:
+            self._note(seat.place, failure, self._fall_back(self.fallback))
+
+    @staticmethod
+    def _count_one(tally: Tally, arrived: float, ran: SeatRan | None, *, is_probe: bool) -> None:
+        if is_probe:
+            tally.probe(failed=ran is None or not ran.finite)
+        else:
+            tally.request(arrived, time.monotonic(), ran)
+
+    # --- the standing order ----------------------------------------------------------------------------------------
+
+    def _lost(self, seat: Seat, failure: Failure) -> None:
+        """A seat ended by itself."""
+        if self._seats.get(seat.place) is seat:
+            del self._seats[seat.place]
+        if seat is self.serving:
+            self._note(seat.place, failure, self._go_on_without(seat))
+        elif seat is self.fallback:
+            self.fallback = None
+            self._note(seat.place, failure, "no fall-back left")
+        self._changed()
+
+    def _go_on_without(self, dead: Seat) -> str:
+        if self.fallback is not None:
+            return self._fall_back(self.fallback)
+        self._step_down(dead)
+        self._restarting = dead.place
+        if not self._may_restart():
+            return self._give_up()
+        self._tasks.create_task(self._restart(dead.place, dead.load_deadline_s), name=f"restart {dead.place}")
+        return "restarting"
+
+    def _fall_back(self, fallback: Seat) -> str:
+        self.fallback = None
+        self.tally = Tally()
+        self._serve(fallback)
+        return f"fell back to {fallback.place}"
+
+    async def _restart(self, place: Place, deadline_s: float) -> None:
+        """Brings the serving seat back, unless the agent decides otherwise meanwhile."""
+        while self._restarting == place:
+            self._restarts.append(time.monotonic())
+            try:
+                seat = await self.load(place, deadline_s)
+                await seat.ask(SeatProve(), deadline_s)
+            except BackendError as error:
+                await self._end(place)
+                if self._restarting == place:
+                    action = "restarting" if self._may_restart() else self._give_up()
+                    self._note(place, Failure(kind=error.kind, reason=str(error)), action)
+                continue
+            if self._restarting == place and self._seats.get(place) is seat:
+                self._serve(seat)
+                self._changed()
+
+    def _may_restart(self) -> bool:
+        full = len(self._restarts) == RESTARTS
+        return not full or time.monotonic() - self._restarts[0] > RESTARTS_WITHIN_S
+
+    def _give_up(self) -> str:
+        self._restarting, self._gave_up = None, True
+        return f"gave up after {RESTARTS} restarts within {RESTARTS_WITHIN_S:g} s"
+
+    # --- what all of it rests on -----------------------------------------------------------------------------------
+
+    async def _start(self, place: Place, deadline_s: float) -> Seat:
+        if place.ref not in self._holdings:
+            raise BackendError(f"{place.ref} is not held here: offer and seal it first", Kind.STRUCTURE)
+        seat = Seat(place, self._holdings[place.ref], self._lost)
+        self._seats[place] = seat
+        self._changed()
+        try:
+            await seat.start()
+            self._tasks.create_task(seat.listen(), name=f"seat {place}")
+            await seat.load(deadline_s)
+        except BackendError:
+            await self._end(place)
+            raise
+        self._changed()
+        return seat
+
+    async def _end(self, place: Place) -> None:
+        seat = self._seats.get(place)
+        if seat is not None:
+            self._step_down(seat)
+            await seat.end()
+            if self._seats.get(place) is seat:
+                del self._seats[place]
+        self._changed()
+
+    def _loaded(self, place: Place) -> Seat:
+        seat = self._seats.get(place)
+        if seat is None or seat.ready is None or seat.state == "draining":
+            raise BackendError(f"{place} is not loaded in slot {self.name}: load it first")
+        return seat
+
+    def _serve(self, seat: Seat) -> None:
+        self._restarting = None
+        self._faults = 0
+        self._since = time.monotonic()
+        self.serving = seat
+        seat.has_served = True
+        self._up.set()
+        seat.raise_priority()
+        self._holdings.served(seat.place.ref)
+
+    def _step_down(self, seat: Seat) -> None:
+        if self.fallback is seat:
+            self.fallback = None
+        if self.serving is seat:
+            self.serving = None
+            self._up.clear()
+
+    def _note(self, place: Place, failure: Failure, action: str) -> None:
+        incident = Incident(number=next(self._count), at=time.monotonic(), place=place, failure=failure, action=action)
+        self._incidents.append(incident)
+        log.warning("slot=%s release=%s step=serve outcome=%s reason=%s", self.name, place, action, failure.reason)
+        self._changed()
+
+    # --- facts -----------------------------------------------------------------------------------------------------
+
+    def needed(self) -> set[Ref]:
+        """The releases that seats or the standing order need."""
+        places = [*self._seats]
+        if self.order is not None:
+            places += [one for one in (self.order.place, self.order.fallback) if one is not None]
+        return {place.ref for place in places}
+
+    def facts(self) -> SlotFacts:
+        """What the agent is told."""
+        return SlotFacts(
+            serving=self.serving.place if self.serving is not None else None,
+            serving_since=self._since if self.serving is not None else 0.0,
+            fallback=self.fallback.place if self.fallback is not None else None,
+            seats=tuple(seat.facts(self._state(seat)) for seat in self._seats.values()),
+            counters=self.tally.counters(time.monotonic()),
+            incidents=tuple(self._incidents),
+        )
+
+    def _state(self, seat: Seat) -> str:
+        if seat is self.serving:
+            return "serving"
+        return "warm" if seat is self.fallback else seat.state
+
+
+def run_deadline_s(config: Config) -> float:
+    """How long one run may take before the seat counts as hung."""
+    shortest, longest = RUN_S
+    return min(max(RUN_FACTOR * config.gates.max_latency_p95_ms / 1000, shortest), longest)
+
+
+def fault_of(seat: Seat, answer: FromSeat) -> Failure | None:
+    """What is wrong with an answer, if anything."""
+    if isinstance(answer, SeatFailed):
+        return answer.failure
+    assert isinstance(answer, SeatRan)
+    if answer.finite:
+        return None
+    return Failure(kind=Kind.PARITY, reason=f"{seat.place}: an answer held NaN or Inf for an input that held none")
+
+
+def answer_anyway(seat: Seat, answer: FromSeat) -> Answered:
+    """The answer, also one with NaN or Inf: the client is told so.
+
+    Raises:
+        InputError: the request does not fit the model after all.
+        BackendError: there is none.
+    """
+    if isinstance(answer, SeatRan):
+        return Answered(seat, answer)
+    assert isinstance(answer, SeatFailed)
+    if answer.failure.kind is Kind.STRUCTURE:
+        raise InputError(answer.failure.reason)
+    raise BackendError(answer.failure.reason, answer.failure.kind)

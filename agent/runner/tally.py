@@ -1,0 +1,71 @@
+"""What is counted of a serving seat since it was promoted.
+
+1. Probes of our own are counted apart: clients' figures are of clients.
+2. A fault is the seat's even when the fall-back answered in its place: the client was spared, the soak is not.
+3. Capacity is requests / busy_s. The offered rate is beside it, for people.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from agent.core.candidate import Latency
+from agent.core.messages import Counters, SeatRan
+
+NEWEST = 1024  # latencies kept: percentiles up to p99 of them rest on ten
+OFFERED_S = 5.0  # the rate is over so many seconds
+ARRIVALS = 16_384  # and is right up to 3,000 requests per second
+
+
+class Tally:
+    """Counts; `counters` is what they come to."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.not_finite = 0
+        self.busy_s = 0.0
+        self.probes = 0
+        self.probe_failures = 0
+        self.seconds = 0.0  # clients' waiting, all together
+        self.last = 0.0
+        self._latencies: deque[float] = deque(maxlen=NEWEST)
+        self._arrivals: deque[float] = deque(maxlen=ARRIVALS)
+
+    def probe(self, *, failed: bool) -> None:
+        """One golden sample or request of our own."""
+        self.probes += 1
+        self.probe_failures += failed
+
+    def request(self, arrived: float, now: float, ran: SeatRan | None) -> None:
+        """One request of a client; None when the seat could not answer it."""
+        self.requests += 1
+        self.last = now
+        self._arrivals.append(arrived)
+        if ran is None:
+            self.errors += 1
+            return
+        self.busy_s += ran.busy_s
+        self.not_finite += not ran.finite
+        self.seconds += now - arrived
+        self._latencies.append((now - arrived) * 1000)
+
+    def counters(self, now: float) -> Counters:
+        """As the agent is told."""
+        return Counters(
+            requests=self.requests,
+            errors=self.errors,
+            not_finite=self.not_finite,
+            busy_s=self.busy_s,
+            probes=self.probes,
+            probe_failures=self.probe_failures,
+            offered_fps=sum(1 for arrived in self._arrivals if arrived > now - OFFERED_S) / OFFERED_S,
+            latency_ms=self._latency(),
+        )
+
+    def _latency(self) -> Latency | None:
+        if not self._latencies:
+            return None
+        times = np.fromiter(self._latencies, float)
+        p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+        return Latency(mean=float(times.mean()), std=float(times.std()), p50=p50, p95=p95, p99=p99)
