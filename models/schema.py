@@ -1,0 +1,104 @@
+"""JSON Schemas of metadata and config, for editors and for other languages: made from the types, never written by hand.
+
+`python -m models schemas` writes them; a test says when they are not current.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.core.release import Config, Metadata
+
+FOLDER = Path(__file__).parent / "schemas"
+DOCUMENTS: Mapping[str, type] = {"metadata": Metadata, "config": Config}
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "Metadata": {
+        "name": "The release's name: {task}_{architecture}_{dataset}_{date}",
+        "version": "The date in the name, with the build where it is not the first: 20250628, 20250628-2",
+        "task": "What the model does, for example face_detection; as in the name",
+        "architecture": "The network's kind, for example retinaface; as in the name",
+        "dataset": "What it was trained on; as in the name",
+        "accuracy": "0 to 1, in accuracy_metric on accuracy_dataset",
+        "inference_time": "Milliseconds of one inference on inference_time_on",
+        "model_size_mb": "Size of the ONNX file in MB",
+        "inputs": "The input tensors, as in the file",
+        "outputs": "The output tensors, as in the file",
+        "compatibility": "What a device needs; checked before loading",
+        "accuracy_metric": "For example mAP50",
+        "accuracy_dataset": "What accuracy was measured on",
+        "inference_time_on": "The machine and runtime that inference_time was measured on",
+        "classes": "Names of the classes, in the order of the model's outputs",
+        "training": "Script, data, hyperparameters, duration: what somebody needs to train it again",
+        "licence": "SPDX identifier of the weights' licence",
+    },
+    "Tensor": {
+        "name": "As in the ONNX file",
+        "shape": "Sizes; -1 is any size",
+        "dtype": "Type of the elements, as numpy names it",
+    },
+    "Compatibility": {
+        "opset": "Version of the standard ONNX operators; as in the file",
+        "ir_version": "Version of the ONNX format",
+        "minimum_runtime": "Lowest version of each runtime: onnxruntime, openvino, tensorrt",
+        "memory_mb": "Memory that loading and running needs",
+        "platforms": "For example linux/aarch64",
+    },
+    "Config": {
+        "input_size": "Height and width of the image in pixels",
+        "confidence_threshold": "0 to 1; detections below it are not reported",
+        "batch_size": "Images in one inference",
+        "precision": "What backends compute in, unless optimization says otherwise for one of them",
+        "preprocessing": "How a camera's frame becomes the input tensor",
+        "postprocessing": "NMS, filters and thresholds, for the program that reads the outputs",
+        "optimization": "Settings of one backend each, under its name; threads for all",
+        "backends": "Where the release may run, in order of preference while nothing was measured",
+        "gates": "What a device must measure before the release may serve",
+        "warm_up": "Inferences before the first timed one",
+    },
+    "Preprocessing": {
+        "layout": "Order of the axes of the input tensor",
+        "colour": "Order of the colours of the input tensor",
+        "scale": "Factor of each pixel, before mean and std",
+        "mean": "Subtracted from each colour",
+        "std": "Divisor of each colour",
+    },
+    "Gates": {
+        "min_fps": "Lowest frames per second",
+        "max_latency_p95_ms": "Highest 95th percentile of one inference, in milliseconds",
+        "parity": "How far each output may be from its golden reference",
+        "max_memory_mb": "Most memory of the process that runs it",
+        "min_accuracy": "Lowest accuracy in the metadata; checked when publishing",
+        "max_error_rate": "Highest share of failed requests during the soak",
+    },
+    "Tolerance": {
+        "atol": "Absolute part of |difference| <= atol + rtol * |reference|",
+        "rtol": "Relative part of |difference| <= atol + rtol * |reference|",
+    },
+}
+
+
+def schema(document: str) -> bytes:
+    """The JSON Schema (2020-12) of `metadata` or `config`."""
+    tree = msgspec.json.schema(DOCUMENTS[document])
+    for title, definition in tree["$defs"].items():
+        for field, text in TEXTS[title].items():
+            definition["properties"][field] = _described(definition["properties"][field], text)
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": document, **tree}
+    return json.dumps(found, indent=2).encode() + b"\n"
+
+
+def write_schemas() -> tuple[Path, ...]:
+    """Writes `schemas/{document}.schema.json`; gives their paths."""
+    FOLDER.mkdir(exist_ok=True)
+    paths = tuple(FOLDER / f"{document}.schema.json" for document in DOCUMENTS)
+    for document, path in zip(DOCUMENTS, paths, strict=True):
+        path.write_bytes(schema(document))
+    return paths
+
+
+def _described(field: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"description": text, **field}
