@@ -40,7 +40,7 @@ from agent.core.errors import TransferError
 log = logging.getLogger(__name__)
 
 ROOT = "edge/v1"  # v1 is the major version of the payloads
-WINDOW = 20  # publishes in flight: as fast as 100, and paho heeds no Receive Maximum
+WINDOW = 20  # publishes in flight, or the broker's Receive Maximum, which paho does not heed: as fast as 100
 RECEIVE_MAXIMUM = 16
 DRAIN_PER_S = 200.0  # rows of the outbox: a fleet that comes back must not starve its own commands
 PACKET_BYTES = 256 * 1024  # models and frames never go this way
@@ -252,6 +252,7 @@ class Connection:
         self.client = client
         self.answers: dict[int, asyncio.Future[ReasonCode]] = {}
         self.packet_bytes = PACKET_BYTES
+        self.window = asyncio.Semaphore(WINDOW)
         self._paho = client._client  # noqa: SLF001  see rules 3, 4 and 7
         self._paho.manual_ack_set(True)  # noqa: FBT003  its only parameter
         self._paho.on_publish = self._on_publish
@@ -284,13 +285,19 @@ class Connection:
         properties = _properties(PacketTypes.PUBLISH)
         if expiry_s is not None:
             properties.MessageExpiryInterval = max(1, int(expiry_s))
+        if qos == 0:
+            self._hand_over(topic, payload, qos, retain, properties)
+            return None
+        async with self.window:
+            sent = self._hand_over(topic, payload, qos, retain, properties)
+            code = await self._answer(sent)  # nothing was read since: the answer cannot have come before
+        return str(code) if code.is_failure else None
+
+    def _hand_over(self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties) -> int:  # noqa: FBT001
         sent = self._paho.publish(topic, payload, qos, retain, properties)
         if sent.rc != 0:
             raise aiomqtt.MqttCodeError(sent.rc, "not sent")
-        if qos == 0:
-            return None
-        code = await self._answer(sent.mid)  # nothing was read since: the answer cannot have come before
-        return str(code) if code.is_failure else None
+        return sent.mid
 
     async def _answer(self, mid: int) -> ReasonCode:
         future: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
@@ -351,7 +358,7 @@ class Connection:
     def _on_connect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
         """Heeds what the broker can take; a longer packet would make it hang up for ever."""
         self.packet_bytes = min(PACKET_BYTES, getattr(properties, "MaximumPacketSize", PACKET_BYTES))
-        self._paho.max_inflight_messages_set(min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)))
+        self.window = asyncio.Semaphore(min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)))
         self._said_connected(client, userdata, flags, code, properties)
 
 
