@@ -181,7 +181,6 @@ class Repository:
             try:
                 self.store.write(f"{METADATA}{metadata.signed.version}.{role}.json", raw, if_absent=True)
             except Exists:
-                self._check_alone()
                 continue
             return MetaFile.from_data(metadata.signed.version, raw, ["sha256"])
         raise InputError(

@@ -89,7 +89,7 @@ def parse_signed(kind: type[T], payload: bytes, where: str) -> T:
     """
     try:
         return from_json(kind, payload, where)
-    except (InputError, RecursionError) as error:
+    except InputError as error:
         raise TrustError(f"{error}. Its author must make it anew, or this agent is too old for it") from error
 
 

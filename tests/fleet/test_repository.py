@@ -57,7 +57,7 @@ def test_a_cut_start_is_started_again(tmp_path, writes):
     if writes < 6:
         with pytest.raises(TransferError):
             Repository.start(Cutting(desk.store, writes), desk.keyring, NOW)
-        Repository.start(desk.store, desk.keyring, NOW)
+        Repository.start(desk.store, desk.keyring, NOW + timedelta(days=1))
     else:
         Repository.start(Cutting(desk.store, writes), desk.keyring, NOW)
     assert desk.keyring.root() == root
@@ -86,6 +86,32 @@ def test_two_desks_at_one_time_do_not_lose_a_release(desk):
     with pytest.raises(InputError, match="somebody else published"):
         desk.publish(NEW, mine)
     assert [ref.name for ref in desk.load().refs()] == [OLD]
+
+
+def test_a_desk_that_publishes_between_two_uploads_is_noticed(desk):
+    """Whoever writes the timestamp last must have seen the one before."""
+    mine, theirs = desk.load(), desk.load()
+
+    class Interrupted(Cutting):
+        def write(self, key, content, *, if_absent=False):
+            self.store.write(key, content, if_absent=if_absent)
+            if key.endswith(".snapshot.json"):
+                desk.publish(OLD, theirs)
+
+    mine.store = Interrupted(desk.store, 0)
+    with pytest.raises(InputError, match="somebody else published"):
+        desk.publish(NEW, mine)
+    assert [ref.name for ref in desk.load().refs()] == [OLD]
+
+
+def test_an_old_list_under_a_new_name_is_not_signed_anew(desk):
+    """Mix and match: a withdrawn list that was once signed does not come back."""
+    desk.publish(OLD)
+    desk.publish(NEW)
+    metadata = desk.store.root / "metadata"
+    (metadata / "3.releases.json").write_bytes((metadata / "2.releases.json").read_bytes())
+    with pytest.raises(TrustError, match="releases metadata"):
+        desk.load()
 
 
 def test_an_old_copy_of_the_store_is_not_signed_anew(desk):

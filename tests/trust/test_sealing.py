@@ -174,9 +174,13 @@ def test_a_wrong_digest_is_refused():
 
 
 @pytest.mark.parametrize("tail", [b"garbage", zstandard.compress(b"more")])
-def test_what_follows_the_last_part_is_refused(tail):
-    """Nothing hides behind the parts, neither inside the stream nor behind it."""
-    body = zstandard.compress(b"x" * 10)
+@pytest.mark.parametrize("closing", [zstandard.COMPRESSOBJ_FLUSH_FINISH, zstandard.COMPRESSOBJ_FLUSH_BLOCK])
+def test_what_follows_the_last_part_is_refused(tail, closing):
+    """Nothing hides behind the parts, neither inside the stream nor behind it, however its frame is closed."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    body = compressor.compress(b"x" * 10) + compressor.flush(closing)
+    if closing == zstandard.COMPRESSOBJ_FLUSH_BLOCK:
+        body += compressor.flush()
     with pytest.raises(TrustError, match=r"goes on|damaged"):
         opened(raw_seal(header_of(part("a", b"x" * 10)), body + tail), size=10)
 
