@@ -4,7 +4,7 @@
    the release's TUF path, so that a bundle moved to another name does not open.
 2. Inside: a header that names the parts with size and digest, then one zstd stream of the parts' blocks in order.
    Digests of plaintext exist only in here. Layout: models/FORMAT.md.
-3. Opening streams: a 2 GB model passes through about 16 MiB. No length is believed before it is checked against
+3. Opening streams: a 2 GB model passes through about 24 MiB. No length is believed before it is checked against
    the signed listing, and no step can yield more than was declared.
 4. Pieces are authentic when they come out, but the release is whole only when the iteration ends without an error:
    until then nothing may be used.
@@ -108,11 +108,12 @@ def grouped(block: bytes, group: int) -> bytes:
 
 def ungrouped(block: bytes, group: int) -> memoryview:
     """The block as it was before `grouped`."""
-    whole = len(block) // group * group
+    elements = len(block) // group
     source = np.frombuffer(block, np.uint8)
     plain = np.empty(len(block), np.uint8)
-    plain[:whole].reshape(-1, group)[...] = source[:whole].reshape(group, -1).T
-    plain[whole:] = source[whole:]
+    for place in range(group):  # one strided copy each: half again as fast as one transposed copy
+        plain[place : elements * group : group] = source[place * elements : (place + 1) * elements]
+    plain[elements * group :] = source[elements * group :]
     return plain.data
 
 
@@ -178,11 +179,13 @@ class Opener:
 
     def _blocks(self, part: SealedPart) -> Iterator[memoryview]:
         for start in range(0, part.size, BLOCK_BYTES):
-            length = min(BLOCK_BYTES, part.size - start)
-            block = self._read(length)
-            if len(block) != length:
-                raise TrustError(f"{self._path}: {part.name} ends early; publish it anew")
-            yield ungrouped(block, part.group)
+            yield ungrouped(self._exactly(min(BLOCK_BYTES, part.size - start), part.name), part.group)
+
+    def _exactly(self, length: int, part: str) -> bytes:
+        block = self._read(length)
+        if len(block) != length:
+            raise TrustError(f"{self._path}: {part} ends early; publish it anew")
+        return block
 
     def _read(self, length: int) -> bytes:
         try:
