@@ -123,12 +123,64 @@ def test_a_model_exported_in_fp16_runs_in_fp16(tmp_path, config):
     assert session.run(None, {"input": np.ones((1, 4), np.float16)})[0].tolist() == [[2.0] * 4]
 
 
-def test_openvino_is_told_its_precision(model, config):
-    """OpenVINO computes in fp32 when asked to, also on a CPU where it would choose bf16."""
+def test_openvino_is_told_precision_and_threads(model, config):
+    """OpenVINO computes in fp32 when asked to, also on a CPU where it would choose bf16, and on so many threads."""
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    session = open_session(str(model), Candidate(backend=Backend.OPENVINO, precision="fp32"), config)
+    session = open_session(str(model), Candidate(backend=Backend.OPENVINO, precision="fp32", threads=1), config)
     compiled = session._request.get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_tensor_keeps_the_name_of_the_file(tmp_path, candidate, config):
+    """Where a backend merges nodes, the output is still called what the file calls it."""
+    path = graphs.chain(tmp_path / "m.onnx", ["Relu", "Identity", "Identity"])
+    session = open_session(str(path), candidate, config)
+    assert [one.name for one in session.get_outputs()] == ["output"]
+    assert session.run(["output"], {"input": np.ones((1, 4), np.float32)})[0].tolist() == [[1.0] * 4]
+
+
+def test_an_opset_that_the_runtime_has_not_is_told_before_loading(tmp_path, config):
+    """The error says what the runtime supports, and is not final: an update may bring it."""
+    path = graphs.network(tmp_path / "m.onnx", opset=99)
+    with pytest.raises(BackendError, match=r"is of opset 99; onnxruntime .* supports up to") as caught:
+        open_session(str(path), CPU, config)
+    assert caught.value.kind is Kind.BACKEND
+
+
+def test_threads_do_not_spin(model, config):
+    """ONNX Runtime gets the candidate's threads, which wait without burning a core."""
+    options = open_session(str(model), Candidate(backend=Backend.CPU, threads=2), config).get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize("backend", [Backend.CUDA, Backend.TENSORRT])
+def test_every_way_back_to_the_cpu_is_shut(backend, config):
+    """A GPU session may place no node on the CPU, unless the signed config says so."""
+    from agent.backends.onnx_runtime import _options
+
+    key = "session.disable_cpu_ep_fallback"
+    assert _options(Candidate(backend=backend), config).get_session_config_entry(key) == "1"
+    allowing = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={str(backend): {"cpu_nodes": "allow"}})
+    with pytest.raises(RuntimeError, match="not"):
+        _options(Candidate(backend=backend), allowing).get_session_config_entry(key)
+
+
+def test_another_provider_than_asked_for_is_an_error(model, config):
+    """A session that was given the CPU in place of the GPU is closed and refused."""
+    from agent.backends.onnx_runtime import _check_given
+
+    session = open_session(str(model), CPU, config)
+    with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for, CPUExecutionProvider was given"):
+        _check_given(session, "CUDAExecutionProvider", Candidate(backend=Backend.CUDA))
+
+
+def test_an_unknown_level_of_optimisation_is_told(model):
+    """A typing mistake in the config does not become a default."""
+    config = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={"cpu": {"graph_optimization": "al"}})
+    with pytest.raises(BackendError, match="'al' in the release's config: one of all, extended, basic, none"):
+        open_session(str(model), CPU, config)
 
 
 def test_the_tensorrt_provider_keeps_no_engine_in_clear(monkeypatch, tmp_path):

@@ -55,6 +55,14 @@ def test_a_model_of_other_tensors_fails_by_structure(tmp_path, candidate, config
     assert "image" in evidence.failure.reason
 
 
+def test_other_sizes_than_declared_fail_before_any_run(model, candidate, config, metadata, golden):
+    """Declared tensors come first, even where the golden samples would run."""
+    declared = replace(metadata, outputs=(metadata.outputs[0], replace(metadata.outputs[1], shape=(1, 5))))
+    evidence = trial(model, candidate, config, declared, golden)
+    assert evidence.failure.kind is Kind.STRUCTURE
+    assert evidence.deviations == ()
+
+
 def test_a_slow_candidate_misses_its_gate(model, candidate, config, metadata, golden):
     """The gate of the release judges what was measured."""
     gates = Gates(min_fps=1e9)

@@ -114,6 +114,14 @@ def test_a_compressed_model_loads(folder):
     assert RECOGNITION in open_folder().releases()
 
 
+def test_the_plain_file_stays_until_the_compressed_one_is_proven(folder, monkeypatch):
+    """A disk that gives back other bytes costs no model."""
+    monkeypatch.setattr("models.storage._unpack", lambda source, target, path: target.write(b"other"))
+    with pytest.raises(InputError, match="reads back differently"):
+        compress_weights(RECOGNITION)
+    assert open_folder().weights(RECOGNITION).suffix == ".onnx"
+
+
 def test_a_damaged_compressed_model_is_told(folder):
     """A flipped byte is found by the checksum."""
     packed = compress_weights(RECOGNITION)
