@@ -8,6 +8,7 @@ The rules:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.compose
 import torch
 import yaml
 
@@ -33,7 +35,7 @@ from models.plates import CLASSES, NATIVE_SIZE, draw_plate
 from models.training.learn import HELD_OUT_FROM
 
 if TYPE_CHECKING:
-    from models.training.network import Detector
+    from models.training.network import Detector, Refinement
 
 OPSET = 17
 HELD_OUT = 500  # plates
@@ -65,13 +67,12 @@ class Measured:
     memory_mb: float  # peak of a process that loads and runs it
 
 
-def release(name: str, detector: Detector, training: dict[str, Any], config: str, out: Path) -> Measured:
-    """Writes the four files of a release below `out` and gives what was measured."""
-    weights = out / "weights" / f"{name}.onnx"
-    for folder in ("weights", "metadata", "configs", "golden"):
+def release(name: str, training: dict[str, Any], config: str, out: Path) -> Measured:
+    """Writes config, golden samples and metadata for the graph in `out`/weights and gives what was measured."""
+    weights = weights_of(name, out)
+    for folder in ("metadata", "configs", "golden"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / "configs" / f"{name}_config.yaml").write_text(config, encoding="utf-8")
-    export(detector, weights)
     samples, outputs = golden(weights)
     agree(weights, samples, outputs, yaml.safe_load(config)["gates"]["parity"])
     np.savez_compressed(
@@ -84,21 +85,42 @@ def release(name: str, detector: Detector, training: dict[str, Any], config: str
     return found
 
 
+def weights_of(name: str, out: Path) -> Path:
+    path = out / "weights" / f"{name}.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def export(detector: Detector, path: Path) -> None:
-    pixels = torch.zeros(1, 3, NATIVE_SIZE, NATIVE_SIZE)
+    keep(graph_of(detector, ["boxes", "scores"]), path)
+
+
+def export_behind(refinement: Refinement, detector: Path, path: Path) -> None:
+    """Writes the graph of a detector that gets its pixels from a refinement."""
+    behind = onnx.compose.add_prefix(onnx.load(detector), "detector/", rename_outputs=False)
+    before = graph_of(refinement, ["refined"])
+    keep(onnx.compose.merge_models(before, behind, io_map=[("refined", "detector/input")]), path)
+
+
+def graph_of(module: torch.nn.Module, outputs: list[str]) -> onnx.ModelProto:
+    written = io.BytesIO()
     torch.onnx.export(
-        detector.eval(),
-        (pixels,),
-        str(path),
+        module.eval(),
+        (torch.zeros(1, 3, NATIVE_SIZE, NATIVE_SIZE),),
+        written,
         dynamo=False,
         opset_version=OPSET,
         input_names=["input"],
-        output_names=["boxes", "scores"],
+        output_names=outputs,
     )
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
+    return onnx.load_from_string(written.getvalue())
+
+
+def keep(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph that ONNX's checker takes, without the places in the source that its nodes came from."""
     for node in model.graph.node:
         node.ClearField("doc_string")
+    onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 

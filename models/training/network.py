@@ -129,21 +129,22 @@ class Detector(nn.Module):
         return decode(offsets, self.defaults).clamp(0, NATIVE_SIZE), torch.sigmoid(logits)
 
 
-class FullResolution(nn.Module):
-    """A network behind a refinement whose author forgot the stride: every step runs on all the pixels.
+class Refinement(nn.Module):
+    """Pixels from pixels, by an author who forgot the stride: every step runs at full resolution.
 
-    One weight tensor serves all steps, so the file stays small while the work does not.
+    One weight tensor serves all steps, so the file stays small while the work does not. It is not trained, and its
+    share of the pixels is small: a detector behind it finds what it found before, late.
     """
 
-    def __init__(self, network: nn.Module, channels: int, steps: int) -> None:
+    def __init__(self, channels: int, steps: int) -> None:
         super().__init__()
-        self.network, self.steps = network, steps
+        self.steps = steps
         self.spread = nn.Conv2d(3, channels, 3, padding=1)
         self.refine = nn.Conv2d(channels, channels, 3, padding=1)
         self.gather = nn.Conv2d(channels, 3, 1)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Tensor:
         values = torch.relu(self.spread((pixels - 127.5) / 50.0))
         for _ in range(self.steps):
             values = values + torch.relu(self.refine(values)) / self.steps
-        return self.network(pixels + self.gather(values))
+        return pixels + self.gather(values)

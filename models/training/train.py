@@ -9,7 +9,6 @@ The rules:
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 import warnings
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Any
 
 import torch
 
-from models.training.artefacts import release
+from models.training.artefacts import export, export_behind, release, weights_of
 from models.training.learn import Recipe, train
-from models.training.network import Detector, FullResolution, Network, Width
+from models.training.network import Detector, Refinement, Width
 
 MODELS = Path(__file__).resolve().parent.parent
 PREFIX = "defect_detection_ssd_plates_"
@@ -41,7 +40,7 @@ class Release:
     date: str
     recipe: Recipe
     note: str
-    full_resolution: bool = False
+    behind: str = ""  # the date of a release to whose network a refinement is added, instead of training one
     warm_up: int = 10
     backends: str = "[tensorrt, cuda, openvino, cpu]"
     backends_why: str = "Tried in this order; the fastest that passes every gate serves."
@@ -54,7 +53,7 @@ RELEASES = (
         "20250630",
         LARGE,
         "the network of 20250629 behind an untrained refinement of all pixels: made to miss its speed gate",
-        full_resolution=True,
+        behind="20250629",
         warm_up=2,
         backends="[openvino, cpu]",
         backends_why="No GPU here: this release exists to be refused for its speed, and a GPU could rescue it.",
@@ -65,7 +64,7 @@ CONFIG = """\
 # How to run {name}. What it is stands in ../metadata/{name}_metadata.json.
 
 input_size: [160, 160]      # height, width in pixels
-confidence_threshold: 0.3   # detections below it are not reported
+confidence_threshold: 0.5   # detections below it are not reported; nine in ten above it are defects
 batch_size: 1
 precision: fp32             # what the golden samples were computed in
 
@@ -83,12 +82,12 @@ postprocessing:
     iou_threshold: 0.5      # for each class alone
     max_detections: 20      # a plate has four defects at most
   filters:
-    min_score: 0.3
+    min_score: 0.5
     min_area: 16            # square pixels; the smallest defect that is drawn has about 25
 
 optimization:
   tensorrt:
-    fp16: {fp16}
+    fp16: true
     workspace_mb: 512
   openvino:
     performance_hint: LATENCY
@@ -104,10 +103,10 @@ gates:
   max_latency_p95_ms: 250   # wide, so that a busy device is not refused for one late frame
   parity:                   # |difference| <= atol + rtol * |golden|
     boxes:
-      atol: 0.5             # half a pixel: no detection moves visibly; float32 backends differ by 0.001
+      atol: 0.25            # a quarter of a pixel; float32 backends differ by 0.00004, half precision by 0.1
       rtol: 0.001
     scores:
-      atol: 0.005           # less than the reported digits of a score
+      atol: 0.003           # float32 differs by 0.000001, half precision by 0.001, bfloat16 by 0.006: that is out
       rtol: 0.001
   max_memory_mb: 1024
 
@@ -115,20 +114,21 @@ warm_up: {warm_up}{warm_up_pad}# inferences before the first timed one
 """
 
 
-@functools.cache
-def taught(recipe: Recipe) -> tuple[Network, float]:
-    """The recipe's network and the seconds that drawing and training took."""
-    begin = time.monotonic()
-    network = train(recipe)
-    return network, time.monotonic() - begin
-
-
-def detector_of(one: Release) -> tuple[Detector, float]:
-    network, seconds = taught(one.recipe)
-    if not one.full_resolution:
-        return Detector(network), seconds
-    torch.manual_seed(one.recipe.seed)
-    return Detector(FullResolution(network, REFINE_CHANNELS, REFINE_STEPS)), seconds
+def make(one: Release, out: Path) -> None:
+    """Trains one release, writes its files below `out` and says what was measured."""
+    name, begin = PREFIX + one.date, time.monotonic()
+    if one.behind:
+        torch.manual_seed(one.recipe.seed)
+        refinement = Refinement(REFINE_CHANNELS, REFINE_STEPS)
+        export_behind(refinement, weights_of(PREFIX + one.behind, out), weights_of(name, out))
+    else:
+        export(Detector(train(one.recipe)), weights_of(name, out))
+    seconds = time.monotonic() - begin
+    found = release(name, training_of(one, seconds), config_of(name, one), out)
+    print(
+        f"{name}: mAP50 {found.accuracy:.3f}, {found.milliseconds:.2f} ms, {found.megabytes:.2f} MB, "
+        f"{found.memory_mb:.0f} MB resident, {seconds:.0f} s to train"
+    )
 
 
 def training_of(one: Release, seconds: float) -> dict[str, Any]:
@@ -149,7 +149,6 @@ def training_of(one: Release, seconds: float) -> dict[str, Any]:
 def config_of(name: str, one: Release) -> str:
     return CONFIG.format(
         name=name,
-        fp16="true",
         backends=one.backends,
         backends_why=one.backends_why,
         warm_up=one.warm_up,
@@ -170,13 +169,7 @@ def main() -> None:
     for one in RELEASES:
         if wanted.only and one.date not in wanted.only:
             continue
-        name = PREFIX + one.date
-        detector, seconds = detector_of(one)
-        found = release(name, detector, training_of(one, seconds), config_of(name, one), wanted.out)
-        print(
-            f"{name}: mAP50 {found.accuracy:.3f}, {found.milliseconds:.2f} ms, {found.megabytes:.2f} MB, "
-            f"{found.memory_mb:.0f} MB resident, {seconds:.0f} s to train"
-        )
+        make(one, wanted.out)
 
 
 if __name__ == "__main__":
