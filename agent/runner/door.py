@@ -116,17 +116,17 @@ class Door:
         except HttpError as error:
             return await self._refuse(wire, error, keeps_alive=keeps_alive)
         await wire.drained()
-        return keeps_alive
+        return keeps_alive and not self._is_closing
 
     async def _refuse(self, wire: Wire, error: HttpError, *, keeps_alive: bool) -> bool:
         self.refused += error.status == HTTPStatus.SERVICE_UNAVAILABLE
         keeps_alive = keeps_alive and wire.unread <= BODY_BYTES and error.status != HTTPStatus.REQUEST_TIMEOUT
-        if keeps_alive:
-            await wire.discard()
         self._send(wire, error.status, error.body(), headers=JSON | dict(error.headers), keeps_alive=keeps_alive)
         await wire.drained()
-        if not keeps_alive:
-            await wire.bid_farewell()
+        try:
+            await (wire.discard() if keeps_alive else wire.bid_farewell())
+        except HttpError:
+            return False  # it has its answer, and still does not send its body
         return keeps_alive
 
     @staticmethod

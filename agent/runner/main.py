@@ -75,6 +75,8 @@ def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.soc
     passed = listen_sockets()
     models = passed.pop("models", None)
     if models is None:
+        if options.models is None:
+            sys.exit("edge-runner: give --models, or a systemd socket of the name models")
         models = listen(options.models)
     doors = list(passed.values())
     if options.door is not None:

@@ -184,8 +184,7 @@ class Runner:
         for channel in tuple(self._agents):
             try:
                 channel.send(answer)
-            except TransferError as error:
-                log.warning("step=tell outcome=closed reason=%s", error)
+            except TransferError:  # it left, or will learn all when it is back
                 self._agents.discard(channel)
                 channel.hang_up()
 

@@ -53,6 +53,7 @@ from agent.core.release import Config, Metadata
 from agent.runner.frame import frame_shape, normalise
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions like
+REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -199,12 +200,12 @@ class Seat:
         try:
             return self._act(message, descriptors)
         except BackendError as error:
-            failure = Failure(kind=error.kind, reason=str(error))
+            kind, reason = error.kind, str(error)
         except EdgeError as error:
-            failure = Failure(kind=Kind.STRUCTURE, reason=str(error))
+            kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
-            failure = Failure(kind=Kind.BACKEND, reason=f"{type(error).__name__}: {error}")
-        return SeatFailed(failure=failure, lane=lane)
+            kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
+        return SeatFailed(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]), lane=lane)
 
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         if isinstance(message, SeatLoad):

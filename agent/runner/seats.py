@@ -40,6 +40,7 @@ from agent.runner.holdings import Held
 from agent.runner.lanes import Lane
 
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
+GUARD_S = 0.25  # between two looks at a candidate's memory
 LOW_PRIORITY = 10
 LAST_WORDS_S = 1.0  # how long the end of a killed process may take to be told
 FIRST_TO_GO, NORMAL = 500, 0  # oom_score_adj: out of memory, a candidate is the one to be killed
@@ -200,35 +201,51 @@ class Seat:
             self._kill()
             await self.ended.wait()
 
+    async def guard(self) -> None:
+        """Ends a candidate that outgrows its gate before the device has no memory left."""
+        limit_mb = self.held.config.gates.max_memory_mb
+        while not (self.has_served or self.ended.is_set()):
+            if (taken_mb := self.rss_mb()) > limit_mb:
+                reason = f"{self.place}: took {taken_mb:.0f} MB; its gate allows {limit_mb:.0f} MB: killed"
+                self._verdict = Failure(kind=Kind.MEMORY, reason=reason)
+                self._kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GUARD_S):
+                    await self.ended.wait()
+
     def raise_priority(self) -> None:
         """Makes the seat as important as any process: it serves from now on."""
         with suppress(OSError):
             set_priority(self.pid, 0, NORMAL)
 
+    def rss_mb(self) -> float:
+        """The child's resident memory; 0 when there is no child."""
+        with suppress(psutil.Error, ValueError):
+            return float(psutil.Process(self.pid).memory_info().rss) / 1e6 if self.pid else 0.0
+        return 0.0
+
     def facts(self, state: str) -> SeatFacts:
         """What the agent is told of it."""
-        rss = 0
-        with suppress(psutil.Error, ValueError):
-            rss = psutil.Process(self.pid).memory_info().rss if self.pid else 0
-        return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=rss / 1e6)
+        return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=self.rss_mb())
 
     async def _send(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
         if self.ended.is_set():
             reason = f"{self.place}: the seat has ended"
             raise SeatEndedError(Failure(kind=Kind.BACKEND, reason=reason), was_inside=False)
+        self._tell(message, descriptors)
         waiting = Waiting(asyncio.get_running_loop().create_future(), deadline_s)
         self._waiting.append(waiting)
         self._idle.clear()
         if len(self._waiting) == 1:
             self._watch()
-        self._tell(message, descriptors)
         return await waiting.answer
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
         assert self._channel is not None
-        # A seat that is gone, or reads nothing, is found out by the end of its channel or its deadline.
-        with suppress(TransferError):
+        try:
             self._channel.send(message, descriptors)
+        except TransferError:
+            self._kill()  # gone, or as good as: one order less than we count would shift all answers behind it
 
     def _take(self, message: FromSeat) -> None:
         waiting = self._waiting.popleft()

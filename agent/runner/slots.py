@@ -304,6 +304,7 @@ class Slot:
         try:
             await seat.start()
             self._tasks.create_task(seat.listen(), name=f"seat {place}")
+            self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
         except BackendError:
             await self._end(place)

@@ -1,0 +1,288 @@
+"""What passes between agent and runner, and what the death of either costs."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.adapters import memory_file
+from agent.adapters.channel import Channel, close_all, connect
+from agent.adapters.runner_client import RunnerClient
+from agent.core.errors import InputError, TransferError
+from agent.core.messages import (
+    Answer,
+    Ask,
+    Done,
+    Hello,
+    LaneOpen,
+    Load,
+    Look,
+    Offer,
+    Place,
+    Refused,
+    Seal,
+    Stop,
+    ToSeat,
+    Trial,
+    Unload,
+)
+from tests.runner.conftest import CPU, SHAPE, Running, alive, altered, eventually, release, runner_in
+
+
+async def offered(agent, one):
+    reply, descriptors = await agent.client.ask(Offer(ref=one.ref, parts=one.announced))
+    assert isinstance(reply, Done), reply
+    return descriptors
+
+
+async def test_a_part_with_another_digest_is_refused(agent, slot):
+    """One changed byte in the weights: refused as trust, and nothing of the release is held."""
+    one = release(1, factor=7.0)
+    descriptors = await offered(agent, one)
+    for number, content in zip(descriptors, one.parts.values(), strict=True):
+        memory_file.write(number, content[:-1] + bytes([content[-1] ^ 1]))
+    reply = await agent.ask(Seal(ref=one.ref))
+    close_all(descriptors)
+    assert isinstance(reply, Refused)
+    assert reply.failure.kind == "trust"
+    assert one.ref not in (await agent.ask(Look())).held
+    assert isinstance(await agent.ask(Load(slot=slot, place=one.place)), Refused)
+
+
+async def test_nobody_changes_a_part_after_its_seal(agent):
+    """Descriptors that the agent kept cannot be written, grown or cut any more."""
+    one = release(1, factor=8.0)
+    descriptors = await offered(agent, one)
+    for number, content in zip(descriptors, one.parts.values(), strict=True):
+        memory_file.write(number, content)
+    assert await agent.ask(Seal(ref=one.ref)) == Done()
+    for number in descriptors:
+        assert memory_file.is_sealed(number)
+        with pytest.raises(PermissionError):
+            os.pwrite(number, b"x", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(number, 1)
+    close_all(descriptors)
+
+
+async def test_a_part_that_is_mapped_for_writing_cannot_be_sealed(agent):
+    """A mapping that could change the bytes after their digest was taken is a refusal."""
+    one = release(1, factor=9.0)
+    descriptors = await offered(agent, one)
+    mapping = memory_file.map_shared(descriptors[0])
+    assert isinstance(await agent.ask(Seal(ref=one.ref)), Refused)
+    mapping.close()
+    close_all(descriptors)
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [("metadata.json", b"{}"), ("config.yaml", b"gates: {min_fpss: 3}"), ("config.yaml", b"[unclosed")],
+)
+async def test_documents_that_break_their_form_are_refused(agent, part, content):
+    """Metadata or config that cannot be read is a refusal of the kind structure."""
+    reply = await agent.hand_over(altered(release(1), part, content))
+    assert isinstance(reply, Refused)
+    assert reply.failure.kind == "structure"
+
+
+async def test_metadata_of_another_release_is_refused(agent):
+    """A release that says it is another one is none."""
+    other = json.loads(release(1).parts["metadata.json"]) | {"name": "pose_yolov8n_coco_20250101"}
+    reply = await agent.hand_over(altered(release(1), "metadata.json", json.dumps(other).encode()))
+    assert isinstance(reply, Refused)
+
+
+async def test_parts_that_are_no_release_are_refused(agent):
+    """A missing part, and one of a size that nothing has, are refused before memory is taken."""
+    one = release(1)
+    short = await agent.ask(Offer(ref=one.ref, parts=one.announced[:2]))
+    assert isinstance(short, Refused)
+    assert "golden.npz" in short.failure.reason
+
+
+async def test_memory_is_given_back_when_nothing_needs_a_release(agent, slot):
+    """A release that served and was unloaded is held no more; the serving one and the fall-back are."""
+    old, new = release(1, factor=4.0), release(2, factor=5.0)
+    await agent.serve(slot, old)
+    await agent.serve(slot, new, fallback=old)
+    assert {old.ref, new.ref} <= set((await agent.ask(Look())).held)
+    await agent.ask(Unload(slot=slot, place=old.place))
+    held = set((await agent.ask(Look())).held)
+    assert (old.ref in held, new.ref in held) == (False, True)
+
+
+async def test_a_runner_goes_on_without_its_agent(shared, camera, slot, x):
+    """The agent's end changes nothing for cameras; the next one finds all facts."""
+    first = await shared.agent()
+    one = release(1)
+    await first.serve(slot, one)
+    await first.client.close()
+    assert (await camera.infer(slot, x)).status == 200
+    second = await shared.agent()
+    facts = await second.until(slot, lambda facts: facts.serving == one.place)
+    assert facts.counters.requests == 1
+    await second.client.close()
+
+
+async def test_load_twice_is_one_seat(agent, slot):
+    """An agent that asks again what its predecessor asked gets the same seat."""
+    one = release(1)
+    await agent.hand_over(one)
+    first, second = await asyncio.gather(*(agent.ask(Load(slot=slot, place=one.place)) for _ in range(2)))
+    assert first == second
+
+
+async def test_the_death_of_the_runner_fails_what_waits(tmp_path):
+    """An order under way ends at once with TransferError, and so does the next one. Its seats die with it."""
+    async with runner_in(tmp_path) as running:
+        agent = await running.agent()
+        one = release(1)
+        loaded = await agent.load("a", one)
+        trial = asyncio.create_task(agent.ask(Trial(slot="a", place=one.place, key="k", runs=10_000_000)))
+        await asyncio.sleep(0)
+        running.process.kill()
+        with pytest.raises(TransferError):
+            await trial
+        with pytest.raises(TransferError):
+            await agent.ask(Look())
+        await eventually(lambda: not alive(loaded.pid))
+
+
+def mappings(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+async def test_the_runner_loads_no_inference_library(shared, agent, slot):
+    """Only seats do: no mapping of the runner's process is one of theirs."""
+    await agent.serve(slot, release(1))
+    maps = mappings(shared.process.pid)
+    assert "onnxruntime" not in maps
+    assert "openvino" not in maps
+
+
+async def test_sigterm_answers_what_is_inside(tmp_path):
+    """Requests that were taken are answered before the runner leaves; seats and sockets go with it."""
+    async with runner_in(tmp_path) as running:
+        agent = await running.agent()
+        one = release(1, kind="loop")
+        loaded = await agent.serve("a", one)
+        camera = await running.camera()
+        frame = np.full(SHAPE, 300_000, np.float32)
+        asked = asyncio.create_task(camera.infer("a", frame))
+        await agent.until_asked()
+        running.process.send_signal(signal.SIGTERM)
+        assert (await asked).status == 200
+        assert await running.process.wait() == 0
+        assert not alive(loaded.pid)
+        assert not running.door.exists()
+
+
+async def test_stop_ends_the_runner(tmp_path):
+    """The agent's Stop is answered, then the runner leaves in good order."""
+    async with runner_in(tmp_path) as running:
+        agent = await running.agent()
+        await agent.load("a", release(1))
+        assert await agent.ask(Stop()) == Done()
+        assert await running.process.wait() == 0
+
+
+async def test_another_user_is_not_heard(tmp_path, monkeypatch):
+    """A process of a user other than the agent's is cut off before it is answered."""
+    plain = Running.command
+    monkeypatch.setattr(Running, "command", lambda self: [*plain(self), "--agent-uid", "12345"])
+    running = Running(tmp_path)
+    running.process = await asyncio.create_subprocess_exec(*running.command())
+    await eventually(running.models.exists)
+    with pytest.raises(TransferError):
+        await RunnerClient(running.models).connect()
+    running.process.terminate()
+    await running.process.wait()
+
+
+async def test_an_unknown_protocol_is_refused(shared):
+    """A runner says which protocols it speaks, and hangs up."""
+    channel = await connect(shared.models, Answer)
+    channel.send(Ask(id=1, order=Hello(protocol=99)))
+    answer, _ = await channel.receive()
+    assert "protocol 1" in answer.reply.failure.reason
+    assert await channel.receive() is None
+    channel.close()
+
+
+async def test_nonsense_ends_the_connection_and_nothing_else(shared, agent):
+    """Bytes that are no message cost their sender its connection."""
+    channel = await connect(shared.models, Answer)
+    channel.sock.send(b"{}")
+    assert await channel.receive() is None
+    channel.close()
+    assert await agent.ask(Look())
+
+
+def pair(receives) -> tuple[Channel, Channel]:
+    return tuple(Channel(one, receives) for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def test_descriptors_of_a_refused_packet_are_closed():
+    """A packet that is no message, or has too many descriptors, leaks none of them."""
+    ours, theirs = pair(ToSeat)
+    number = memory_file.arena("a", 10)
+    before = open_descriptors()
+    for packet, count in ((b"{}", 3), (b'{"type":"LaneOpen","lane":1}', 40), (b"x" * 200_000, 2)):
+        socket.send_fds(ours.sock, [packet], [number] * count)
+        with pytest.raises(InputError):
+            await theirs.receive()
+        assert open_descriptors() == before
+    ours.send(LaneOpen(lane=3), [number, number])
+    message, received = await theirs.receive()
+    assert (message, len(received)) == (LaneOpen(lane=3), 2)
+    assert not any(os.get_inheritable(one) for one in received)
+    close_all([*received, number])
+    ours.close()
+    assert await theirs.receive() is None
+    theirs.close()
+
+
+async def test_a_peer_that_does_not_read_is_gone():
+    """Sending never waits: a full socket is an error."""
+    ours, theirs = pair(ToSeat)
+    with pytest.raises(TransferError, match="does not read"):  # noqa: PT012
+        while True:
+            ours.send(LaneOpen(lane=1))
+    ours.close()
+    theirs.close()
+
+
+def test_a_memory_file_keeps_what_was_written():
+    """Reserve, write, seal, digest and read agree; an empty file is one too."""
+    for content in (b"", b"weights" * 10_000):
+        number = memory_file.reserve("part", len(content))
+        memory_file.write(number, content)
+        memory_file.seal(number)
+        assert memory_file.read(number) == content
+        assert memory_file.digest(number) == hashlib.sha256(content).hexdigest()
+        os.close(number)
+
+
+def test_an_arena_never_shrinks():
+    """A peer can grow it, and cannot make us fault on memory that we map."""
+    number = memory_file.arena("lane", 4096)
+    memory_file.grow(number, 10_000)
+    with pytest.raises(PermissionError):
+        os.ftruncate(number, 100)
+    os.close(number)
+
+
+def test_a_place_reads_well():
+    """Logs name release and candidate."""
+    assert str(Place(ref=release(1).ref, candidate=CPU)) == "defect_detection_ssd_plates_20250601 on cpu/fp32/1t"
