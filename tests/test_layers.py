@@ -71,7 +71,11 @@ def called(call: ast.Call) -> tuple[str | None, str]:
 
 
 def sources() -> list[Path]:
-    return [path.relative_to(ROOT) for room in ("agent", "models", "fleet", "provisioning") for path in sorted((ROOT / room).rglob("*.py"))]
+    return [
+        path.relative_to(ROOT)
+        for room in ("agent", "models", "fleet", "provisioning")
+        for path in sorted((ROOT / room).rglob("*.py"))
+    ]
 
 
 @pytest.mark.parametrize("path", sources(), ids=str)
@@ -82,7 +86,15 @@ def test_a_file_imports_only_what_its_room_may(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["import asyncio", "from agent.daemon import cli", "async def f(): ...", "open('x')", "datetime.now()", "import onnxruntime", "from agent import daemon"],
+    [
+        "import asyncio",
+        "from agent.daemon import cli",
+        "async def f(): ...",
+        "open('x')",
+        "datetime.now()",
+        "import onnxruntime",
+        "from agent import daemon",
+    ],
 )
 def test_a_trespass_is_noticed(source):
     """The check itself fails on code that breaks the rule."""

@@ -33,9 +33,7 @@ class Measured(Document):
 class Bench:
     """Measures on demand, one slot at a time."""
 
-    def __init__(
-        self, ledger: Ledger, steps: Steps, runner: RunnerLink, device: Callable[[], Device | None]
-    ) -> None:
+    def __init__(self, ledger: Ledger, steps: Steps, runner: RunnerLink, device: Callable[[], Device | None]) -> None:
         self._ledger = ledger
         self._steps = steps
         self._runner = runner
@@ -55,10 +53,12 @@ class Bench:
         release = self._release(slot)
         assert release.config is not None
         async with self._one:
-            return tuple([
-                await self._measure(slot, Place(ref=release.ref, candidate=candidate), release, device)
-                for candidate in device.candidates(release.config)
-            ])
+            return tuple(
+                [
+                    await self._measure(slot, Place(ref=release.ref, candidate=candidate), release, device)
+                    for candidate in device.candidates(release.config)
+                ]
+            )
 
     async def clean(self, facts: Facts) -> None:
         """End the seats that a bench left behind."""

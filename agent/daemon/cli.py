@@ -198,7 +198,9 @@ def raw_state(settings: Settings) -> bytes:
     """As it was written."""
     content = files.read_or_none(settings.run / "state.json")
     if content is None:
-        raise TransferError(f"{settings.run / 'state.json'}: nothing there; start the agent: `edge-agent run --config ...`")
+        raise TransferError(
+            f"{settings.run / 'state.json'}: nothing there; start the agent: `edge-agent run --config ...`"
+        )
     return content
 
 

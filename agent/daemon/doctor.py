@@ -42,7 +42,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield checked("ledger", lambda: ledger(settings.state / "ledger.db"))
     yield checked("store", lambda: store(settings))
     if settings.broker is not None:
-        yield checked("broker", lambda: reachable(settings.broker.host, settings.broker.port) if settings.broker else "")
+        yield checked(
+            "broker", lambda: reachable(settings.broker.host, settings.broker.port) if settings.broker else ""
+        )
     yield clock()
     yield from (backend(found) for found in probe())
 

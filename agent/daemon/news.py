@@ -90,11 +90,13 @@ class News:
     def _keep(self, event: Event) -> None:
         number = event.number
         self._say(
-            lambda: self._ledger.put_all([
-                ("count", "event", number),
-                ("event", f"{number:012d}", event),
-                ("event", f"{number - EVENTS_KEPT:012d}", None),
-            ])
+            lambda: self._ledger.put_all(
+                [
+                    ("count", "event", number),
+                    ("event", f"{number:012d}", event),
+                    ("event", f"{number - EVENTS_KEPT:012d}", None),
+                ]
+            )
         )
         item = Item(topic=f"{self.prefix}/evt/{event.kind}", payload=to_json(event), rank=Rank.EVENT)
         self._say(lambda: self._outbox.put([item], event.at.timestamp()))

@@ -8,7 +8,6 @@
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from agent.core import plan
 from agent.core.candidate import Failure
 from agent.core.documents import Document
 from agent.core.errors import BackendError, Kind, TransferError
-from agent.core.messages import Counters, Facts, Incident, Look, Place, Prove, SlotFacts
+from agent.core.messages import Counters, Facts, Incident, Place, Prove, SlotFacts
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
@@ -137,9 +136,11 @@ class Reconciler:
                 turned.cancel()
                 if not work.done() and self._record().desired != step.release:
                     return None
-            return await work
+            outcome = await work
         finally:
             work.cancel()
+        await self._runner.look()  # the answer to a step may come before the facts that it made
+        return outcome
 
     async def _learn(self, step: plan.Step, outcome: Outcome, device: Device) -> None:
         """Turn an outcome into facts."""
@@ -224,11 +225,8 @@ class Reconciler:
         return bool(self._probes[place])
 
     async def _counters(self) -> Counters | None:
-        with contextlib.suppress(TransferError, BackendError):
-            reply, _ = await self._runner.ask(Look())
-            if isinstance(reply, Facts):
-                return reply.slots.get(self.slot, SlotFacts()).counters
-        return None
+        facts = await self._runner.look()
+        return facts.slots.get(self.slot, SlotFacts()).counters if facts is not None else None
 
     async def _note_incidents(self, incidents: tuple[Incident, ...], device: Device) -> None:
         """What the runner answered by itself: adopted, and counted against what was not confirmed yet."""

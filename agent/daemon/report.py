@@ -18,8 +18,7 @@ from agent.adapters.broker import Link, device_topic
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.core.documents import to_json
-from agent.core.errors import EdgeError
-from agent.core.messages import Counters, Facts, Look, SlotFacts
+from agent.core.messages import Counters, Facts, SlotFacts
 from agent.core.records import Rejection, TrialRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.board import Board
@@ -82,7 +81,7 @@ class Reporter:
 
     async def state(self) -> State:
         """The device as it is."""
-        facts = await self._facts()
+        facts = await self._runner.look()
         return await asyncio.to_thread(self._gather, facts)
 
     async def _show(self) -> None:
@@ -161,13 +160,6 @@ class Reporter:
 
     # --- gathering -----------------------------------------------------------------------------------------------
 
-    async def _facts(self) -> Facts | None:
-        try:
-            reply, _ = await self._runner.ask(Look())
-        except EdgeError:
-            return None
-        return reply if isinstance(reply, Facts) else None
-
     def _gather(self, facts: Facts | None) -> State:
         records = self._ledger.all("slot", SlotRecord)
         trials = tuple(self._ledger.all("trial", TrialRecord).values())
@@ -228,7 +220,9 @@ class Reporter:
             serving=place.ref.name if place else "",
             digest=place.ref.digest if place else "",
             candidate=str(place.candidate) if place else "",
-            serving_since=datetime.now(UTC) - timedelta(seconds=time.monotonic() - held.serving_since) if place else None,
+            serving_since=datetime.now(UTC) - timedelta(seconds=time.monotonic() - held.serving_since)
+            if place
+            else None,
             confirmed=place is not None and place == record.last_good,
             fallback=str(held.fallback or ""),
             seats=held.seats,

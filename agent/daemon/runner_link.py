@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
-from agent.core.messages import Facts, Order, Refused, Reply, Stop, Welcome
+from agent.core.messages import Facts, Look, Order, Refused, Reply, Stop, Welcome
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
 
@@ -73,6 +73,14 @@ class RunnerLink:
         if isinstance(reply, Refused):
             raise BackendError(reply.failure.reason, reply.failure.kind)
         return reply, received
+
+    async def look(self) -> Facts | None:
+        """The runner's facts with fresh counters, on the board, too; None without a line."""
+        try:
+            reply, _ = await self.ask(Look())
+        except (TransferError, BackendError):
+            return None
+        return reply if isinstance(reply, Facts) else None
 
     async def stop_ours(self) -> None:
         """End a runner that no unit owns; a clean stop of the agent takes it along."""

@@ -21,7 +21,10 @@ def status(state: State, now: datetime) -> RenderableType:
     age = (now - state.at).total_seconds()
     lines = [headline(state, age)]
     lines += [Text(f"! {what}", style=BAD) for what in troubles(state)]
-    return Group(*lines, slots(state)) if state.slots else Group(*lines, Text("no slot is deployed yet", style=DIM))
+    if not state.slots:
+        return Group(*lines, Text("no slot is deployed yet", style=DIM))
+    busy = [Text(f"{slot.slot}: {doing(slot)}", style=DIM) for slot in state.slots.values()]
+    return Group(*lines, slots(state), *busy)
 
 
 def headline(state: State, age: float) -> Text:
@@ -29,10 +32,16 @@ def headline(state: State, age: float) -> Text:
     text = Text(f"{state.device} (group {state.group}), agent {state.agent}", style="bold")
     if age > STALE_S:
         text.append(f"  not running: this is what it said {ago(age)} ago", style=BAD)
-    store = f"synced {ago((state.at - state.store.last_sync).total_seconds())} ago" if state.store.last_sync else "never synced"
+    store = (
+        f"synced {ago((state.at - state.store.last_sync).total_seconds())} ago"
+        if state.store.last_sync
+        else "never synced"
+    )
     broker = "connected" if state.broker.connected else "not connected" if state.broker.configured else "none"
     runner = f"pid {state.runner.pid}" if state.runner.connected else "not connected"
-    text.append(f"\nstore {store} · broker {broker} · runner {runner} · disk {state.disk_free_mb / 1000:.1f} GB free", style=DIM)
+    text.append(
+        f"\nstore {store} · broker {broker} · runner {runner} · disk {state.disk_free_mb / 1000:.1f} GB free", style=DIM
+    )
     return text
 
 
@@ -51,10 +60,12 @@ def troubles(state: State) -> Iterable[str]:
 
 
 def slots(state: State) -> Table:
-    """A row for each slot."""
+    """A row for each slot, and one under it while something is being done."""
     table = Table(box=None, pad_edge=False, header_style=DIM)
-    for name in ("slot", "serves", "on", "state", "FPS now", "capacity", "p50", "p99 ms", "requests", "doing"):
-        table.add_column(name, justify="right" if name in {"FPS now", "capacity", "p50", "p99 ms", "requests"} else "left")
+    for name in ("slot", "serves", "on", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("FPS", "capacity", "p50 ms", "p99 ms", "requests"):
+        table.add_column(name, justify="right", no_wrap=True)
     for slot in state.slots.values():
         table.add_row(*row(slot))
     return table
@@ -66,15 +77,14 @@ def row(slot: SlotState) -> tuple[RenderableType, ...]:
     word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
     return (
         slot.slot,
-        slot.serving or Text("nothing", style=BAD),
+        slot.serving.removeprefix(f"{slot.slot}_") or Text("nothing", style=BAD),
         slot.candidate,
         word if slot.serving else "",
         f"{counters.offered_fps:.1f}",
-        f"{counters.requests / counters.busy_s:.1f}" if counters.busy_s else "",
+        f"{counters.requests / counters.busy_s:.0f}" if counters.busy_s else "",
         f"{latency.p50:.1f}" if latency else "",
         f"{latency.p99:.1f}" if latency else "",
         str(counters.requests),
-        doing(slot),
     )
 
 
@@ -95,11 +105,13 @@ def why(state: State, names: Iterable[str]) -> RenderableType:
         slot = state.slots[name]
         parts += [Text(reason_of(slot)), evidence_table(slot)]
         parts += [
-            Text(f"rejected {one.ref.name} ({one.failure.kind}): {one.failure.reason}", style=BAD) for one in slot.rejections
+            Text(f"rejected {one.ref.name} ({one.failure.kind}): {one.failure.reason}", style=BAD)
+            for one in slot.rejections
         ]
     told = [one for one in state.events if one.slot in {*names, ""}][-12:]
     lines = [
-        f"{one.at:%H:%M:%S} {one.kind:<10} {one.release} {one.candidate} {one.outcome} {one.reason}".rstrip() for one in told
+        f"{one.at:%H:%M:%S} {one.kind:<10} {one.release} {one.candidate} {one.outcome} {one.reason}".rstrip()
+        for one in told
     ]
     return Group(*parts, Text("\n".join(lines), style=DIM))
 

@@ -18,7 +18,7 @@ from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 
 
-class SlotState(Document):
+class SlotState(Document, kw_only=True):
     """One slot."""
 
     slot: str
@@ -60,7 +60,7 @@ class RunnerState(Document):
     found: tuple[Found, ...] = ()
 
 
-class State(Document):
+class State(Document, kw_only=True):
     """The device."""
 
     device: str

@@ -296,9 +296,7 @@ class Steps:
         await self._runner.ask(Prove(slot=slot, place=place))
 
     async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
-        reply, _ = await self._runner.ask(
-            Promote(slot=slot, place=place, fallback=fallback, hold_s=self._hold_s(slot))
-        )
+        reply, _ = await self._runner.ask(Promote(slot=slot, place=place, fallback=fallback, hold_s=self._hold_s(slot)))
         assert isinstance(reply, Done), reply
 
     async def _unload(self, slot: str, place: Place) -> None:

@@ -1,25 +1,55 @@
 """A small world in which every reachable state of the planner is visited.
 
-Three releases with two candidates each (the second is faster). A move is a step that succeeds or fails, a crash
-of a seat or of the runner, a change of wish, a retry, or evidence that became void. States that differ only in
-the names of the releases are one state. The promises are stated here again on purpose: the checker must not
+Three releases with two candidates each (the second is faster, and builds an engine). A move is a step that
+succeeds or fails, a crash of a seat or of the runner, a gate missed in the soak, or a change of wish; in a world of
+two releases also a retry and an upgrade that voids what was measured. States that differ only in the names of the
+releases are one state. The promises are stated here again on purpose: the checker must not
 borrow the planner's own idea of the goal.
 """
 
 from collections import deque
+from itertools import product
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import NamedTuple
 
-from agent.core.candidate import Backend, Candidate
-from agent.core.messages import Place
-from agent.core.release import Ref
 
-REFS = tuple(Ref(name=name, digest=name) for name in "abc")
-CANDIDATES = (Candidate(backend=Backend.OPENVINO), Candidate(backend=Backend.CPU))
-SPEED = {CANDIDATES[0]: 10.0, CANDIDATES[1]: 20.0}
-PLACES = {ref: tuple(Place(ref=ref, candidate=one) for one in CANDIDATES) for ref in REFS}
+class Candidate:
+    """As the planner knows it. Compared by identity: a million states are compared a billion times."""
+
+    def __init__(self, name: str, speed: float, *, builds: bool) -> None:
+        self.name, self.speed, self.builds = name, speed, builds
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Spot:
+    """A place, made once."""
+
+    def __init__(self, ref: str, candidate: Candidate, number: int) -> None:
+        self.ref, self.candidate, self.number = ref, candidate, number
+
+    def __lt__(self, other: "Spot") -> bool:
+        return self.number < other.number
+
+    def __repr__(self) -> str:
+        return f"{self.ref} on {self.candidate}"
+
+
+Ref = str
+REFS = ("a", "b", "c")
+CANDIDATES = (Candidate("quick", 10.0, builds=False), Candidate("engine", 20.0, builds=True))
+SPOTS = {(ref, one): Spot(ref, one, number) for number, (ref, one) in enumerate(product(REFS, CANDIDATES))}
+PLACES = {ref: tuple(SPOTS[ref, one] for one in CANDIDATES) for ref in REFS}
+
+
+def place_at(ref: str, candidate: Candidate) -> Spot:
+    """What the planner calls Place."""
+    return SPOTS[ref, candidate]
+
+
 SOAK_S = 1.0
 LONGEST_WAY = 60  # steps from any state to rest
 
@@ -45,7 +75,7 @@ class Census:
     moves: int = 0
 
 
-def explore(plan: ModuleType, swap: object, limit: int | None = None) -> Census:
+def explore(plan: ModuleType, swap: object, refs: tuple[Ref, ...] = REFS, limit: int | None = None) -> Census:
     """Visit every state reachable under one swap policy and check every promise in each.
 
     Raises:
@@ -53,36 +83,38 @@ def explore(plan: ModuleType, swap: object, limit: int | None = None) -> Census:
     """
     census = Census()
     start = (None, plan.Observed(), "begin")
-    seen, todo = {key(*start[:2])}, deque([start])
+    seen, todo = {hash(key(*start[:2]))}, deque([start])
     while todo and (limit is None or census.states < limit):
         wish, world, came_by = todo.popleft()
         census.states += 1
         if came_by != "step":  # else it lies on a way to rest that was checked
             check_rest(plan, swap, wish, world)
-        for move in moves(plan, swap, wish, world):
+        for move in moves(plan, swap, wish, world, refs):
             census.moves += 1
             check_move(plan, swap, wish, world, move)
-            mark = key(move.wish, move.world)
+            mark = hash(key(move.wish, move.world))
             if mark not in seen:
                 seen.add(mark)
                 todo.append((move.wish, move.world, move.what))
     return census
 
 
-def moves(plan: ModuleType, swap: object, wish: Ref | None, world: object) -> Iterator[Move]:
+def moves(plan: ModuleType, swap: object, wish: Ref | None, world: object, refs: tuple[Ref, ...]) -> Iterator[Move]:
+    """Everything that can happen now."""
     step = plan.next_step(plan.Desired(wish, swap, SOAK_S), world, 0.0)
     if step is not None:
         yield Move("step", step, wish, succeed(plan, world, step))
         yield from (Move("failure", step, wish, after) for after in fail(plan, world, step))
-    yield from (Move("wish", None, other, world) for other in (None, *REFS) if other != wish)
+    yield from (Move("wish", None, other, world) for other in (None, *refs) if other != wish)
     yield from (Move("crash", None, wish, after) for after in crashes(world))
     if world.seats or world.serving:
         yield Move("restart", None, wish, replace(world, seats={}, serving=None, fallback=None))
+    if len(refs) == len(REFS):
+        return
     if world.failed or world.rejected:
         yield Move("retry", None, wish, replace(world, failed=frozenset(), rejected=frozenset()))
-    if world.passed:
-        stays = {place: fps for place, fps in world.passed.items() if place == world.serving}
-        yield Move("void", None, wish, replace(world, passed=stays))
+    if world.passed:  # a new driver: what was measured is void, and no seat has lived through it
+        yield Move("upgrade", None, wish, replace(world, seats={}, serving=None, fallback=None, passed={}))
 
 
 def succeed(plan: ModuleType, world: object, step: object) -> object:
@@ -105,7 +137,7 @@ def succeed(plan: ModuleType, world: object, step: object) -> object:
             seats[place] = True
         case plan.Trial(place):
             seats[place] = True
-            return replace(world, seats=seats, passed={**world.passed, place: SPEED[place.candidate]})
+            return replace(world, seats=seats, passed={**world.passed, place: place.candidate.speed})
         case plan.Promote(place, fallback):
             return replace(world, serving=place, fallback=fallback, serving_since=0.0)
         case plan.Confirm(place):
@@ -141,13 +173,13 @@ def forget(world: object, ref: Ref) -> object:
     )
 
 
-def condemn(world: object, place: Place) -> object:
+def condemn(world: object, place: Spot) -> object:
     """The seat is gone and its candidate is out; if it served, the runner has fallen back by itself."""
     passed = {one: fps for one, fps in world.passed.items() if one != place}
     return replace(without(world, place), failed=world.failed | {place}, passed=passed)
 
 
-def without(world: object, place: Place) -> object:
+def without(world: object, place: Spot) -> object:
     seats = {one: proven for one, proven in world.seats.items() if one != place}
     fallback = world.fallback if world.fallback != place else None
     if world.serving != place:
@@ -172,7 +204,9 @@ def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, 
         ready = world.copies[ref].verified and step.place in world.passed and world.seats.get(step.place)
         promise(ready and ref not in world.rejected, "only what was verified and passed serves", wish, world, step)
         good = world.last_good
-        keep = good in world.seats and good != step.place and good not in world.failed and good.ref not in world.rejected
+        keep = (
+            good in world.seats and good != step.place and good not in world.failed and good.ref not in world.rejected
+        )
         promise(not keep or step.fallback == good, "the last good seat stays warm", wish, world, step)
         promise(step.fallback is None or step.fallback in world.seats, "a fall-back is loaded", wish, world, step)
         promise(step.fallback not in world.failed, "a fall-back is sound", wish, world, step)
@@ -181,7 +215,9 @@ def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, 
         sound = worked_on not in world.failed and worked_on.ref not in world.rejected
         promise(sound, "nothing rejected is worked on", wish, world, step)
     if isinstance(step, plan.Verify):
-        promise(world.copies.get(step.release, plan.Copy()).stored, "only what is stored is verified", wish, world, step)
+        promise(
+            world.copies.get(step.release, plan.Copy()).stored, "only what is stored is verified", wish, world, step
+        )
     if isinstance(step, plan.Load):
         promise(world.copies[step.place.ref].verified, "only what is verified is loaded", wish, world, step)
     if isinstance(step, plan.Fetch | plan.Verify):
@@ -194,7 +230,9 @@ def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, 
         promise(after.serving is not None, "availability never goes dark in a swap", wish, world, step)
     if world.serving is None and isinstance(step, plan.Fetch) and world.last_good is not None:
         good = world.last_good.ref
-        could = good != step.release and may_serve(plan, swap, world, good) and world.copies.get(good, plan.Copy()).verified
+        could = (
+            good != step.release and may_serve(plan, swap, world, good) and world.copies.get(good, plan.Copy()).verified
+        )
         promise(not could, "the last good release needs no network", wish, world, step)
 
 
@@ -202,7 +240,7 @@ def step_is_ours(move: Move) -> bool:
     return move.what == "step"
 
 
-def sound_place(world: object, place: Place) -> bool:
+def sound_place(world: object, place: Spot) -> bool:
     return place not in world.failed and place.ref not in world.rejected
 
 
@@ -255,24 +293,17 @@ def promise(holds: object, what: str, *where: object) -> None:
 
 
 def key(wish: Ref | None, world: object) -> tuple[object, ...]:
-    """The state, the same for every renaming of the releases."""
-    return (*sorted(line(wish, world, ref) for ref in REFS), world.serving_since)
+    """The state, the same for every renaming of the releases; as small numbers, for there are many."""
+    return (*sorted([line(wish, world, ref) for ref in REFS]), world.serving_since)
 
 
-def line(wish: Ref | None, world: object, ref: Ref) -> tuple[object, ...]:
+def line(wish: Ref | None, world: object, ref: Ref) -> int:
     """All that is so of one release."""
     copy = world.copies.get(ref)
-    files = 0 if copy is None else 1 + copy.verified
-    return (wish == ref, files, ref in world.rejected, ref in world.not_before, *(spot(world, place) for place in PLACES[ref]))
-
-
-def spot(world: object, place: Place) -> tuple[object, ...]:
-    """All that is so of one place."""
-    return (
-        world.seats.get(place, -1),
-        place in world.passed,
-        place in world.failed,
-        place == world.serving,
-        place == world.fallback,
-        place == world.last_good,
-    )
+    bits = 0 if copy is None else 1 + copy.verified
+    bits = bits << 3 | (wish == ref) << 2 | (ref in world.rejected) << 1 | (ref in world.not_before)
+    for place in PLACES[ref]:
+        bits = bits << 2 | world.seats.get(place, 2)
+        bits = bits << 2 | (place in world.passed) << 1 | (place in world.failed)
+        bits = bits << 3 | (place is world.serving) << 2 | (place is world.fallback) << 1 | (place is world.last_good)
+    return bits
