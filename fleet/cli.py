@@ -16,7 +16,7 @@ from agent.core.errors import InputError, TransferError
 from agent.core.intent import Reply, Verb, WaveAction
 from fleet import terminal
 from fleet.broker import Broker, broker_at
-from fleet.deploy import LIFETIME, deploy, sign_command, steer
+from fleet.deploy import SOAK_S, LIFETIME, deploy, sign_command, steer
 from fleet.keyring import Keyring, check_word
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository, expiries
@@ -53,6 +53,7 @@ def make_parser() -> ArgumentParser:
     one.add_argument("--slot", help="default: the release's task")
     one.add_argument("--release", required=True)
     one.add_argument("--share", type=float, default=1.0, help="part of the group that begins, 0 to 1 (default 1)")
+    one.add_argument("--soak", type=float, default=SOAK_S, metavar="SECONDS", help="watched so long (default 600)")
     add_repository(one)
     add_broker(one, required=False)
     one.set_defaults(act=run_rollout)
@@ -159,7 +160,10 @@ def run_rollout(options: Namespace) -> None:
     """`rollout`."""
     found = repository(options)
     slot = options.slot or task_of(found, options.release)
-    pair = deploy(found, found.keyring, options.group, slot, options.release, options.share, now=terminal.now())
+    pair = deploy(
+        found, found.keyring, options.group, slot, options.release, options.share,
+        soak_s=options.soak, now=terminal.now(),
+    )  # fmt: skip
     announce(options, pair)
     terminal.say(f"{options.group}: {slot} moves to {options.release}, share {options.share:g}")
 

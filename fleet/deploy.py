@@ -25,6 +25,8 @@ from fleet.repository import Repository, listed_bytes
 
 LIFETIME = timedelta(minutes=10)  # of a command: long enough for a reconnect, too short to be kept for later
 
+SOAK_S = 600.0  # ten minutes: heat and memory show by then
+
 
 def deployment_path(group: str) -> str:
     """Where TUF lists a group's deployment."""
@@ -43,15 +45,27 @@ def current(repository: Repository, group: str, now: datetime) -> Deployment | N
     return believe_deployment(repository.read(path, PAIR_BYTES), repository.targets.signed, group, Taken(), now)
 
 
-def deploy(
-    repository: Repository, keyring: Keyring, group: str, slot: str, release: str, share: float = 1.0, *, now: datetime
+def deploy(  # noqa: PLR0913  what moves where, how far, and how long it is watched
+    repository: Repository,
+    keyring: Keyring,
+    group: str,
+    slot: str,
+    release: str,
+    share: float = 1.0,
+    *,
+    soak_s: float = SOAK_S,
+    now: datetime,
 ) -> bytes:
     """Moves one slot of a group to a release, in the first `share` of its devices; the pair, as it was listed.
+
+    Each device watches the release for `soak_s` seconds before it confirms it.
 
     Raises:
         InputError: the release is not listed, another slot is half way, the share is none, or a key is missing.
     """
     check_word("slot", slot)
+    if not 0 <= soak_s < float("inf"):
+        raise InputError(f"soak {soak_s}: give seconds, 0 or more")
     if not 0 < share <= 1:
         raise InputError(f"share {share}: give a part of the group, above 0 and up to 1")
     goal = repository.ref(release)
@@ -64,6 +78,7 @@ def deploy(
         slots=next_slots(last, slot, goal),
         shares=tuple(sorted({share, 1.0})),
         salt=f"{group}-{counter}",
+        soak_s=soak_s,
     )
     payload = to_json(rollout)
     signed = make_envelope(payload, ROLLOUT_TYPE, keyring.signers("operators"))

@@ -9,7 +9,7 @@ import pytest
 from agent.core import plan
 from tests.core.world import REFS, Broken, explore, place_at
 
-MUTANT_STATES = 6_000  # every mutant below is caught well before this
+MUTANT_STATES = 60_000  # every mutant below is caught well before this
 
 MUTANTS = {
     "skip the fetch": ("    if not copy.stored:\n        return Fetch(goal)\n", ""),
@@ -24,7 +24,10 @@ MUTANTS = {
     "two seats under resource": ("if desired.swap is Swap.AVAILABILITY else set()", "if True else set()"),
     "go dark under availability": ("{seen.serving, warm(seen)} if desired.swap", "{warm(seen)} if desired.swap"),
     "ignore a rejection": ("ref is not None and ref not in seen.rejected", "ref is not None"),
-    "delete what serves": ("desired.keep | ({place.ref} if place is not None else set())", "desired.keep"),
+    "delete what serves": (
+        "used |= {place.ref for place in (seen.last_good, seen.serving, seen.fallback) if place is not None}",
+        "pass",
+    ),
     "never confirm": ("Wait(soaked_at) if now < soaked_at else Confirm(place)", "Wait(soaked_at)"),
     "no last good release": (
         "choices = (desired.release, good, *loaded)",
@@ -35,7 +38,10 @@ MUTANTS = {
         "choices = (desired.release, good)",
     ),
     "the goal first, though it needs the network": ("return goal if may_try_first else good", "return goal"),
-    "leave seats behind": ("    yield from (Unload(seat) for seat in sorted(seen.seats) if seat != place)\n", ""),
+    "leave seats behind": (
+        "    yield from (Unload(place) for place in sorted(seen.seats) if place.ref not in used)\n",
+        "",
+    ),
     "leave files behind": ("yield from (Delete(ref)", "yield from (Delete(ref) for ref in () if ref) or (Delete(ref)"),
     "keep an unconfirmed fall-back": (
         "choices = (seen.last_good, seen.serving)",
