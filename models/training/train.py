@@ -89,7 +89,7 @@ postprocessing:
 
 optimization:
   tensorrt:
-    fp16: true
+    precision: fp16
     workspace_mb: 512
   openvino:
     performance_hint: LATENCY
