@@ -74,7 +74,9 @@ class Runner:
             if await self._greet(channel):
                 self._agents.add(channel)
                 await self._obey(channel)
-        except (InputError, TransferError) as error:
+        except TransferError:
+            pass  # it left while it was told something
+        except InputError as error:
             log.warning("step=attend outcome=closed reason=%s", error)
         finally:
             self._agents.discard(channel)

@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -139,6 +140,9 @@ class Wire(asyncio.BufferedProtocol):
         """Called by the event loop."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=0)
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:  # asyncio does it only for sockets that name their protocol
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the room decides
