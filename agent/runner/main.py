@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -37,8 +38,18 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, metavar="SOCKET", help="where the agent hands models over")
     parser.add_argument("--door", type=Path, metavar="SOCKET", help="where clients ask")
     parser.add_argument("--tcp", metavar="HOST:PORT", help="a further door; loopback only")
-    parser.add_argument("--agent-uid", type=int, default=os.getuid(), metavar="UID", help="the agent's user")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--agent-uid", type=int, default=os.getuid(), metavar="UID", help="the agent's user")
+    who.add_argument("--agent-user", type=user_id, dest="agent_uid", metavar="NAME", help="the same by name")
     return parser.parse_args(words)
+
+
+def user_id(name: str) -> int:
+    """The number of a user: a unit can name another user than its own, but not know its number."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"no user {name!r} on this machine; systemd-sysusers makes it") from error
 
 
 async def serve(options: argparse.Namespace) -> None:
