@@ -33,7 +33,10 @@ def watchdog_interval() -> float | None:
 
 
 def listen_sockets() -> dict[str, socket.socket]:
-    """The sockets that systemd opened for us, by the name in the socket unit; once: children get none of it."""
+    """The sockets that systemd opened for us, by the name in the socket unit; once: children get none of it.
+
+    A further socket of the same unit, which has the same name, is told apart by its number.
+    """
     process, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if process != str(os.getpid()) or not count.isdigit():
@@ -42,5 +45,6 @@ def listen_sockets() -> dict[str, socket.socket]:
     for number in range(int(count)):
         descriptor = FIRST_DESCRIPTOR + number
         os.set_inheritable(descriptor, False)  # noqa: FBT003  its only parameter
-        passed[names[number] if number < len(names) else f"unnamed-{number}"] = socket.socket(fileno=descriptor)
+        name = names[number] if number < len(names) else "unnamed"
+        passed[f"{name}-{number}" if name in passed else name] = socket.socket(fileno=descriptor)
     return passed

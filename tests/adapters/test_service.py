@@ -55,15 +55,19 @@ def test_the_watchdog_hears_three_times_per_deadline(monkeypatch):
     assert watchdog_interval() is None
 
 
-def test_sockets_are_passed_once_and_by_name():
-    """The sockets of the unit arrive by their names, and children do not inherit them."""
+@pytest.mark.parametrize(
+    ("names", "heard"),
+    [("door:metrics", ("door", "metrics")), ("door:door", ("door", "door-1")), ("", ("", "unnamed"))],
+)
+def test_sockets_are_passed_once_and_by_name(names, heard):
+    """The sockets of the units arrive by their names, two of one unit as well, and children do not inherit them."""
     doors = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = [door.getsockname()[1] for door in doors]
     keep = [os.dup2(door.fileno(), 200 + number) for number, door in enumerate(doors)]
     shell = f'exec 3<&{keep[0]} 4<&{keep[1]}; exec "$@"'
     answer = subprocess.run(
         ["bash", "-c", shell, "-", sys.executable, "-c", RECEIVER],
-        pass_fds=keep, env=os.environ | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "door:metrics"},
+        pass_fds=keep, env=os.environ | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": names},
         capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip
     for number in keep:
@@ -71,7 +75,7 @@ def test_sockets_are_passed_once_and_by_name():
     for door in doors:
         door.close()
     assert answer.stdout.splitlines() == [
-        str(sorted([("door", ports[0], False), ("metrics", ports[1], False)])),
+        str(sorted((name, port, False) for name, port in zip(heard, ports, strict=True))),
         "{}",
     ]
 
