@@ -8,7 +8,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from agent.adapters.broker import Message
@@ -139,19 +139,22 @@ class Intake:
             self._deploy(trusted.read(path, PAIR_BYTES), trusted)
 
     def _take_pair(self, raw: bytes) -> None:
-        """A deployment by message; where a key is not known, the keys are asked for once."""
+        """A deployment by message; where it names what is not listed here yet, the store is asked at once."""
         try:
-            self._deploy(raw, self._require_trusted())
+            trusted = self._require_trusted()
+            if any(trusted.find(target_path(goal.name)) is None for goal in self._deploy(raw, trusted)):
+                self._news.post(self.poll_now.set)
         except TrustError as error:
             self._refuse("deployment", str(error))
         except TransferError as error:
             self.store = StoreState(last_sync=self.store.last_sync, expires=self.store.expires, error=str(error))
 
-    def _deploy(self, raw: bytes, trusted: Trusted) -> None:
+    def _deploy(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
+        """Move the intent as the pair says; the releases that it means for this device."""
         floor = self._ledger.get("deployment", self.group, Taken) or Taken()
         believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
         if believed.same:
-            return
+            return ()
         goals = wanted(believed.rollout, believed.wave, self.device)
         old = self._ledger.all("slot", SlotRecord)
         new = {slot: old.get(slot, SlotRecord(slot=slot)) for slot in {*old, *believed.rollout.slots}}
@@ -166,6 +169,7 @@ class Intake:
             reason=f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})",
         )
         self._publish(new)
+        return [goal for goal in goals.values() if goal is not None]
 
     # --- commands ----------------------------------------------------------------------------------------------
 
