@@ -118,11 +118,11 @@ def listen_tcp(address: str) -> socket.socket:
 
 
 async def open_door(runner: Runner, sock: socket.socket) -> asyncio.Server:
-    """A server for clients on a listening socket."""
-    loop = asyncio.get_running_loop()
-    if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_server(runner.door.wire, sock=sock, backlog=BACKLOG)
-    return await loop.create_server(runner.door.wire, sock=sock, backlog=BACKLOG)
+    """A server for clients on a listening socket, of any family.
+
+    Python's `create_unix_server` would from 3.13 on remove the path of a socket that belongs to systemd.
+    """
+    return await asyncio.get_running_loop().create_server(runner.door.wire, sock=sock, backlog=BACKLOG)
 
 
 async def accept(runner: Runner, models: socket.socket, uid: int, tasks: asyncio.TaskGroup) -> None:
