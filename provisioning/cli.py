@@ -18,6 +18,8 @@ from fleet.repository import Repository
 from provisioning.enrol import enrol, folders_in, paths_at
 from provisioning.keys import init_group, init_keys
 
+SERVICES = {"runner": {"start": "never"}}  # an installed runner is a service of its own and outlives the agent
+
 
 def main(argv: list[str] | None = None) -> int:
     """The program; the exit code."""
@@ -121,7 +123,7 @@ def run_device_enrol(options: Namespace) -> None:
 def device_settings(options: Namespace) -> Mapping[str, Any]:
     """What agent.yaml says beside device and group."""
     folder = (options.installed or options.out).absolute()
-    places = paths_at(folder) | ({} if options.installed else folders_in(folder))
+    places = paths_at(folder) | (SERVICES if options.installed else folders_in(folder))
     store = {"url": options.store, "endpoint": options.endpoint, "ca": options.ca}
     settings = places | {"store": {key: value for key, value in store.items() if value is not None}}
     if options.broker is None:

@@ -51,6 +51,7 @@ def test_an_enrolment_for_another_place_names_that_place(desk):
     settings = yaml.safe_load((desk / "out/agent.yaml").read_bytes())
     assert (settings["root"], settings["device_key"]) == ("/etc/edge-agent/root.json", "/etc/edge-agent/device.key")
     assert "state_folder" not in settings
+    assert settings["runner"] == {"start": "never"}, "the installed runner is a service of its own"
 
 
 def test_keys_are_shown_without_their_secrets(desk, capsys):
