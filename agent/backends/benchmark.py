@@ -1,6 +1,7 @@
 """Time one inference after another in short bursts, on the monotonic clock.
 
-Warm-up runs are not counted. Memory is not measured here: a process that has run a model once keeps what it needs.
+Warm-up runs are not counted. A model that takes a second for an inference needs no fifty of them to be called slow:
+warm-up and measuring each end after BUDGET_S, but not before FEWEST_RUNS. Memory is not measured here: a process that has run a model once keeps what it needs.
 """
 
 from collections.abc import Mapping
@@ -12,21 +13,29 @@ from agent.backends.session import Array, Session
 from agent.core.candidate import Latency
 
 
+BUDGET_S = 5.0
+FEWEST_RUNS = 5  # a median of fewer says little
+
+
 def measure(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int) -> tuple[Latency, float]:
-    """The latency in milliseconds, and the inferences per second of `runs` runs one after another."""
+    """The latency in milliseconds, and the inferences per second of at most `runs` runs one after another."""
     times = time_runs(session, feeds, runs, warm_up)
-    return latency(times), runs / float(times.sum())
+    return latency(times), len(times) / float(times.sum())
 
 
 def time_runs(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int) -> Array:
-    """Seconds of each run, float64 [runs]."""
-    for _ in range(warm_up):
-        session.run(None, feeds)
-    times = np.empty(runs)
-    for place in range(runs):
+    """Seconds of each run, float64 [at most runs]."""
+    _timed(session, feeds, warm_up, fewest=1)
+    return np.array(_timed(session, feeds, runs, fewest=FEWEST_RUNS))
+
+
+def _timed(session: Session, feeds: Mapping[str, Array], runs: int, fewest: int) -> list[float]:
+    """Seconds of each run, until there are enough or the budget is spent."""
+    times: list[float] = []
+    while len(times) < runs and (len(times) < fewest or sum(times) < BUDGET_S):
         start = perf_counter()
         session.run(None, feeds)
-        times[place] = perf_counter() - start
+        times.append(perf_counter() - start)
     return times
 
 

@@ -1,0 +1,322 @@
+"""A whole plant on one machine: a desk, a store, a broker, devices as real processes, and cameras that never rest."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+
+from agent.adapters.store import open_store
+from fleet.broker import Broker, broker_at
+from fleet.deploy import deploy, sign_command
+from fleet.publish import newest_publics, publish
+from fleet.repository import Repository
+from models.check import check_release
+from provisioning.enrol import enrol, folders_in, paths_at
+from provisioning.keys import init_group, init_keys
+from tests.fakes.waiting import until
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "models"
+SLOT = "defect_detection"
+ONE, TWO, BAD = (f"{SLOT}_ssd_plates_202506{day}" for day in (28, 29, 30))
+GROUP = "plant"
+
+
+class Plant:
+    """A desk and its store; devices are enrolled and started on demand."""
+
+    def __init__(self, folder: Path, *, broker=None, url=None, settings=None):
+        self.folder = folder
+        self.broker = broker
+        self.short = Path(tempfile.mkdtemp(prefix="edge-"))  # a unix socket's path has at most 107 bytes
+        self.url = url or f"file://{folder / 'store'}"
+        self.settings = settings or {}
+        if self.url.startswith("file://"):
+            Path(self.url.removeprefix("file://")).mkdir(parents=True)
+        self.keyring = init_keys(folder / "keys")
+        init_group(self.keyring, GROUP)
+        self.store = open_store(self.url, **{k: v for k, v in self.settings.items() if k in OPTIONS})
+        self.repository = Repository.start(self.store, self.keyring, now())
+        self.devices = []
+
+    def publish(self, name, folder=MODELS):
+        """Check, seal and list a release of a model folder."""
+        return self.publish_checked(check_release(folder, name))
+
+    def publish_checked(self, checked):
+        """Seal and list whatever is given, checked or not."""
+        return publish(self.repository, checked, newest_publics(self.keyring, [GROUP]), now=now())
+
+    def rollout(self, release, *, soak=0.3, slot=SLOT, broker=True):
+        """Deploy a release; by the store, and by message where there is a broker. The signed pair."""
+        pair = deploy(self.repository, self.keyring, GROUP, slot, release, soak_s=soak, now=now())
+        if self.broker is not None and broker:
+            self.say(f"edge/v1/groups/{GROUP}/deployment", pair, retain=True)
+        return pair
+
+    def command(self, device, verb, *, slot=SLOT, release=None, retain=False):
+        """Send a signed command; its id."""
+        name = uuid.uuid4().hex
+        raw = sign_command(
+            self.keyring, f"device:{device.name}", verb, command_id=name, now=now(), slot=slot, release=release
+        )
+        self.say(f"edge/v1/{device.name}/cmd/{name}/req", raw, retain=retain)
+        return name
+
+    def say(self, topic, payload, *, retain=False):
+        with Broker(broker_at(f"mqtt://{self.broker.host}:{self.broker.port}")) as link:
+            link.publish(topic, payload, retain=retain)
+
+    def device(self, name="cam-1", **settings):
+        """A device that is enrolled and not started."""
+        one = Device(self, name, settings)
+        self.devices.append(one)
+        return one
+
+    def close(self):
+        for device in self.devices:
+            device.close()
+        shutil.rmtree(self.short, ignore_errors=True)
+
+
+OPTIONS = frozenset({"endpoint", "region", "access_key", "secret_key", "ca"})
+
+
+class Device:
+    """One enrolled device and its processes."""
+
+    def __init__(self, plant, name, settings):
+        self.name = name
+        self.folder = plant.short / name
+        enrol(
+            plant.store, plant.keyring, name, GROUP, self.folder,
+            settings={**paths_at(self.folder), **folders_in(self.folder), "store": {"url": plant.url}},
+        )  # fmt: skip
+        self.config = self.folder / "agent.yaml"
+        tree = yaml.safe_load(self.config.read_text())
+        tree["runner"]["tcp"] = None
+        tree["store"] |= {"poll_s": 300.0, **plant.settings}
+        if plant.broker is not None:
+            tree["broker"] = {"host": plant.broker.host, "port": plant.broker.port, "tls": False}
+        self.write(deep_merge(tree, settings))
+        self.log = self.folder / "agent.log"
+        self.agent = None
+
+    def write(self, tree):
+        self.tree = tree
+        self.config.write_text(yaml.safe_dump(tree))
+
+    @property
+    def door(self):
+        return Path(self.tree["runner"]["folder"]) / "door.sock"
+
+    @property
+    def models(self):
+        return Path(self.tree["state_folder"]) / "models"
+
+    def start(self):
+        """Start the agent, which starts the runner or finds it."""
+        with self.log.open("ab") as log:
+            self.agent = subprocess.Popen(
+                [sys.executable, "-m", "agent.daemon.cli", "run", "--config", str(self.config)],
+                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            )  # fmt: skip
+        return self
+
+    def state(self):
+        """What the agent says of itself, or None before it has said anything."""
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads((Path(self.tree["run_folder"]) / "state.json").read_text())
+        return None
+
+    def slot(self, slot=SLOT):
+        state = self.state()
+        return (state or {"slots": {}})["slots"].get(slot, {})
+
+    def until(self, holds, what, seconds=60.0):
+        """Wait for a fact; on failure the agent's log is shown."""
+        try:
+            return until(lambda: holds() or not self.is_alive(), seconds, what) and holds()
+        except AssertionError as error:
+            log = self.log.read_text()[-6000:] if self.log.exists() else "no log"
+            raise AssertionError(f"{error}\nstate: {json.dumps(self.slot(), indent=1)[:3000]}\n{log}") from None
+
+    def until_serving(self, release, *, confirmed=False, seconds=60.0):
+        """Wait until a release serves (and is confirmed) as the agent reports it."""
+        name = getattr(release, "name", release)
+
+        def serves():
+            slot = self.slot()
+            return slot.get("serving") == name and (slot["confirmed"] or not confirmed) and self.is_alive()
+
+        self.until(serves, f"{self.name} serves {name}{' confirmed' if confirmed else ''}", seconds)
+
+    def is_alive(self):
+        return self.agent is not None and self.agent.poll() is None
+
+    def runner(self):
+        """The runner's process, or None."""
+        wanted = str(Path(self.tree["runner"]["folder"]) / "models.sock")
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if wanted in words and "agent.runner.main" in words:
+                return process
+        return None
+
+    def seats(self):
+        """The seats' processes."""
+        runner = self.runner()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [one for one in runner.children() if "agent.runner.seat" in one.cmdline()] if runner else []
+        return []
+
+    def stop(self):
+        """A clean stop takes the runner along."""
+        self.agent.send_signal(signal.SIGTERM)
+        self.agent.wait(30)
+
+    def close(self):
+        """End every process of this device, whatever state it is in."""
+        runner, seats = self.runner(), self.seats()
+        if self.is_alive():
+            self.agent.kill()
+            self.agent.wait()
+        for process in [*([runner] if runner else []), *seats]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(10)
+
+    def memory(self):
+        """Resident bytes of agent, runner and seats together."""
+        processes = [psutil.Process(self.agent.pid), self.runner(), *self.seats()]
+        return sum(process.memory_info().rss for process in processes)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the door's unix socket."""
+
+    def __init__(self, path, timeout=30.0):
+        super().__init__("door", timeout=timeout)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+@dataclass
+class Answer:
+    """What the door said to one request."""
+
+    status: int
+    version: str = ""
+    outputs: dict = field(default_factory=dict)
+    error: str = ""
+
+
+def infer(connection, array, slot=SLOT, name="input"):
+    """One request with a binary tensor."""
+    array = np.ascontiguousarray(array)
+    datatype = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}[array.dtype.name]
+    head = {
+        "inputs": [{
+            "name": name, "datatype": datatype, "shape": list(array.shape),
+            "parameters": {"binary_data_size": array.nbytes},
+        }],
+        "parameters": {"binary_data_output": True},
+    }  # fmt: skip
+    text = json.dumps(head).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
+    connection.request("POST", f"/v2/models/{slot}/infer", text + array.tobytes(), headers)
+    response = connection.getresponse()
+    body = response.read()
+    if response.status != 200:
+        return Answer(response.status, error=body.decode(errors="replace"))
+    length = int(response.headers["Inference-Header-Content-Length"])
+    tree = json.loads(body[:length])
+    outputs, at = {}, length
+    for one in tree["outputs"]:
+        size = one["parameters"]["binary_data_size"]
+        kind = {"FP32": np.float32, "INT64": np.int64}[one["datatype"]]
+        outputs[one["name"]] = np.frombuffer(body[at : at + size], kind).reshape(one["shape"])
+        at += size
+    return Answer(200, tree["model_version"], outputs)
+
+
+class Camera(threading.Thread):
+    """A client that asks without a pause and keeps count; `expected` checks each answer by the version it names."""
+
+    def __init__(self, door, frame, expected=None, slot=SLOT, name="input"):
+        super().__init__(daemon=True)
+        self.door, self.frame, self.expected, self.slot, self.tensor = door, frame, expected or {}, slot, name
+        self.answers, self.failures, self.wrong = 0, [], []
+        self.versions, self.times = {}, []
+        self.ending = threading.Event()
+
+    def run(self):
+        connection = UnixConnection(self.door)
+        while not self.ending.is_set():
+            began = time.monotonic()
+            try:
+                answer = infer(connection, self.frame, self.slot, self.tensor)
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+                connection.close()
+                time.sleep(0.01)
+                continue
+            self.times.append((began, time.monotonic()))
+            self.take(answer)
+
+    def take(self, answer):
+        if answer.status != 200:
+            self.failures.append(f"{answer.status}: {answer.error}")
+            return
+        self.answers += 1
+        self.versions[answer.version] = self.versions.get(answer.version, 0) + 1
+        wanted = self.expected.get(answer.version)
+        if wanted is not None and not all(np.allclose(answer.outputs[k], v, atol=0.05, rtol=0.01) for k, v in wanted.items()):
+            self.wrong.append(answer.version)
+
+    def end(self):
+        self.ending.set()
+        self.join(30)
+        return self
+
+    @property
+    def longest_gap(self):
+        """Seconds between two answers, at most."""
+        ends = [end for _, end in self.times]
+        return max((b - a for a, b in zip(ends, ends[1:], strict=False)), default=0.0)
+
+
+def golden(name):
+    """One golden input of our own model, and its reference outputs by name."""
+    with np.load(MODELS / "golden" / f"{name}_golden.npz") as arrays:
+        return arrays["in.input"][:1], {key[4:]: arrays[key][:1] for key in arrays.files if key.startswith("out.")}
+
+
+def now():
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def deep_merge(tree, more):
+    for key, value in more.items():
+        tree[key] = deep_merge(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
+    return tree
