@@ -161,7 +161,7 @@ class Counters(Document):
     """Of the serving seat, since it was promoted. Probes of our own are not in it."""
 
     requests: int = 0
-    errors: int = 0  # answered with a 5xx by fault of the seat
+    errors: int = 0  # by fault of the seat; also where the fall-back answered in its place
     not_finite: int = 0  # answers that held NaN or Inf
     busy_s: float = 0.0  # seconds the seat spent inside run(): capacity = requests / busy_s
     probes: int = 0

@@ -54,6 +54,10 @@ log = logging.getLogger("edge-runner")
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
 
 
+class OtherVersionError(InputError):
+    """A request names a version that does not serve."""
+
+
 class Door:
     """Answers clients from the slots."""
 
@@ -119,7 +123,6 @@ class Door:
         return keeps_alive and not self._is_closing
 
     async def _refuse(self, wire: Wire, error: HttpError, *, keeps_alive: bool) -> bool:
-        self.refused += error.status == HTTPStatus.SERVICE_UNAVAILABLE
         keeps_alive = keeps_alive and wire.unread <= BODY_BYTES and error.status != HTTPStatus.REQUEST_TIMEOUT
         self._send(wire, error.status, error.body(), headers=JSON | dict(error.headers), keeps_alive=keeps_alive)
         await wire.drained()
@@ -156,7 +159,10 @@ class Door:
         headers = JSON
         if model is not None:
             allow(ask, "GET")
-            body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
+            try:
+                body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
+            except OtherVersionError as error:
+                raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
         elif ask.path == "/metrics":
             allow(ask, "GET")
             body, headers = exposition(self._slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
@@ -210,6 +216,7 @@ class Door:
         try:
             lane = await slot.lanes.take(slot.hold_s)
         except TimeoutError:
+            self.refused += 1
             reason = f"{slot.name}: as many requests as it takes are inside already"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, retry_after(1)) from None
         try:
@@ -227,9 +234,12 @@ class Door:
                 wire, HTTPStatus.OK, response.document, response.binary, headers=headers, keeps_alive=keeps_alive
             )
             await wire.drained()
+        except OtherVersionError as error:
+            raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
         except InputError as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except TransferError as error:
+            self.refused += 1
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_after(slot.hold_s)) from error
         except BackendError as error:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
@@ -324,8 +334,7 @@ def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Aske
     """The request as orders to a seat with this release.
 
     Raises:
-        HttpError: it is for another version.
-        InputError: it does not fit the release.
+        InputError: it is for another version, or does not fit the release.
     """
     check_version(slot, held.ref.name, version)
     check_request(request, held.metadata, held.config)
@@ -336,12 +345,11 @@ def check_version(slot: Slot, name: str, version: str | None) -> None:
     """Return when `version` is the serving one, or none is asked for.
 
     Raises:
-        HttpError: it is another.
+        OtherVersionError: it is another.
     """
     serving = version_of(name)
     if version not in {None, serving}:
-        reason = f"{slot.name} serves version {serving}; version {version} is not here"
-        raise HttpError(HTTPStatus.NOT_FOUND, reason)
+        raise OtherVersionError(f"{slot.name} serves version {serving}; version {version} is not here")
 
 
 def version_of(name: str) -> str:
@@ -380,7 +388,8 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
     """A document about one model.
 
     Raises:
-        HttpError: it does not serve.
+        HttpError: no model serves.
+        OtherVersionError: another version does.
     """
     seat = slot.serving
     if seat is None:

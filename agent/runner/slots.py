@@ -92,12 +92,15 @@ class Slot:
         """
         self._gave_up = False
         seat = self._seats.get(place)
-        if seat is not None:
-            await seat.settled.wait()
-            if seat.ready is None:
-                raise BackendError(f"{place}: the seat ended while it was loading")
-            return seat
-        return await self._start(place, deadline_s)
+        if seat is not None and seat.state == "draining":
+            await seat.ended.wait()
+            seat = None
+        if seat is None:
+            return await self._start(place, deadline_s)
+        await seat.settled.wait()
+        if seat.ready is None:
+            raise BackendError(f"{place}: the seat ended while it was loading")
+        return seat
 
     async def trial(self, place: Place, ask: SeatTrial, deadline_s: float) -> Evidence:
         """What the trial of a loaded seat measured.
@@ -189,6 +192,7 @@ class Slot:
             except SeatEndedError as error:
                 deaths += error.was_inside
                 if deaths > 1:
+                    self._count_one(tally, arrived, None, is_probe=is_probe)
                     raise BackendError(f"two seats ended on this request; it is not tried again: {error}") from error
             except BackendError:
                 self._count_one(tally, arrived, None, is_probe=is_probe)
@@ -218,7 +222,11 @@ class Slot:
         spare = self.fallback if seat is self.serving else None
         if failure.kind is Kind.STRUCTURE or spare is None:
             return answer_anyway(seat, answer)
-        other = await spare.run(lane, *asked(spare.held), run_deadline_s(spare.held.config))
+        try:
+            orders = asked(spare.held)
+        except InputError:  # it takes other requests than its successor
+            return answer_anyway(seat, answer)
+        other = await spare.run(lane, *orders, run_deadline_s(spare.held.config))
         if fault_of(spare, other) is None:
             self._blame(seat, failure)
         return answer_anyway(spare, other)
@@ -243,14 +251,12 @@ class Slot:
 
     def _lost(self, seat: Seat, failure: Failure) -> None:
         """A seat ended by itself."""
-        if self._seats.get(seat.place) is seat:
-            del self._seats[seat.place]
+        self._remove(seat)
         if seat is self.serving:
             self._note(seat.place, failure, self._go_on_without(seat))
         elif seat is self.fallback:
             self.fallback = None
             self._note(seat.place, failure, "no fall-back left")
-        self._changed()
 
     def _go_on_without(self, dead: Seat) -> str:
         if self.fallback is not None:
@@ -307,8 +313,12 @@ class Slot:
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
         except BackendError:
-            await self._end(place)
+            await seat.end()
+            self._remove(seat)
             raise
+        if self._seats.get(place) is not seat:
+            await seat.end()
+            raise BackendError(f"{place}: unloaded while it was loading")
         self._changed()
         return seat
 
@@ -317,8 +327,11 @@ class Slot:
         if seat is not None:
             self._step_down(seat)
             await seat.end()
-            if self._seats.get(place) is seat:
-                del self._seats[place]
+            self._remove(seat)
+
+    def _remove(self, seat: Seat) -> None:
+        if self._seats.get(seat.place) is seat:
+            del self._seats[seat.place]
         self._changed()
 
     def _loaded(self, place: Place) -> Seat:

@@ -209,3 +209,37 @@ async def test_what_is_no_model_is_refused(agent, slot, content):
     assert isinstance(refused, Refused)
     facts = await agent.ask(Look())
     assert facts.slots[slot].seats == ()
+
+
+async def test_unload_while_loading_leaves_nothing(agent, slot):
+    """A change of mind in the middle of a load ends the seat; loading it again works."""
+    one = release(1)
+    await agent.hand_over(one)
+    loading = asyncio.create_task(agent.ask(Load(slot=slot, place=one.place)))
+    await agent.until(slot, lambda facts: facts.seats)
+    assert await agent.ask(Unload(slot=slot, place=one.place)) == Done()
+    assert isinstance(await loading, Refused)
+    assert (await agent.ask(Look())).slots[slot].seats == ()
+    await agent.serve(slot, one)
+
+
+async def test_a_load_during_a_farewell_is_a_new_seat(agent, slot):
+    """Unload and load of the same place, sent together, end with a loaded seat."""
+    one = release(1)
+    first = await agent.serve(slot, one)
+    unloaded = asyncio.create_task(agent.ask(Unload(slot=slot, place=one.place)))
+    await asyncio.sleep(0)
+    second = await agent.ask(Load(slot=slot, place=one.place))
+    assert await unloaded == Done()
+    assert second.pid != first.pid
+
+
+async def test_a_candidate_that_outgrows_its_gate_is_killed(agent, slot):
+    """Memory beyond the release's own gate ends the load, as memory, before the device has none left."""
+    greedy = release(1, gates={"max_memory_mb": 10.0})
+    await agent.hand_over(greedy)
+    refused = await agent.ask(Load(slot=slot, place=greedy.place))
+    if not isinstance(refused, Refused):
+        refused = await agent.ask(Trial(slot=slot, place=greedy.place, key="k", runs=10_000_000))
+    assert isinstance(refused, Refused)
+    assert refused.failure.kind == "memory"
