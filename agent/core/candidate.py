@@ -19,6 +19,7 @@ from agent.core.errors import Kind
 from agent.core.release import Config, Gates
 
 Positive = Annotated[float, Meta(ge=0)]
+BUSY_SHARE = 0.5  # of its speed; a device that is busier than this during a trial has other troubles
 
 
 class Backend(StrEnum):
@@ -125,6 +126,11 @@ def judge_speed(evidence: Evidence, gates: Gates) -> Failure | None:
             reason=f"p95 latency {evidence.latency_ms.p95:.1f} ms; its gate allows {gates.max_latency_p95_ms:g} ms",
         )
     return None
+
+
+def may_be_busy(evidence: Evidence, gates: Gates) -> bool:
+    """Whether a missed speed gate was missed so closely that a busy device explains it."""
+    return evidence.fps >= gates.min_fps * BUSY_SHARE
 
 
 def candidates_for(config: Config, found: Iterable[Found], cores: int) -> tuple[Candidate, ...]:

@@ -3,7 +3,7 @@
 1. The planner decides; this file counts chances, backs off, watches the soak and tells what changed.
 2. A change of desire stops a running fetch of something else; a trial or a swap is finished first: it is short.
 3. A backend failure has CHANCES before its place is out: a driver may hiccup, a candidate may be killed by mistake.
-   So has a speed gate: the device may have been busy. Parity, structure and trust have one.
+   So has a speed gate that was missed closely: the device may have been busy. Parity, structure and trust have one.
 4. During a soak the counters are judged every second; with too few requests, golden samples are run instead.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from agent.adapters.ledger import Ledger
 from agent.core import plan
-from agent.core.candidate import Failure
+from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
 from agent.core.errors import BackendError, Kind, TransferError
 from agent.core.messages import Counters, Facts, Incident, Place, Prove, SlotFacts
@@ -165,11 +165,19 @@ class Reconciler:
     async def _miss(self, place: Place, failure: Failure, device: Device) -> None:
         """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""
         self._misses[place] += 1
-        if self._misses[place] < CHANCES.get(failure.kind, 1):
+        if self._misses[place] < self._chances(place, failure):
             await asyncio.to_thread(self._ledger.remove, "trial", trial_key(place))
             self._back_off(place.ref)
         else:
             await asyncio.to_thread(self._condemn, place, failure, device)
+
+    def _chances(self, place: Place, failure: Failure) -> int:
+        trial = self._ledger.get("trial", trial_key(place), TrialRecord)
+        release = self._ledger.get("release", place.ref.digest, ReleaseRecord)
+        if failure.kind is Kind.SPEED and trial is not None and trial.evidence is not None:
+            gates = release.config.gates if release is not None and release.config is not None else None
+            return CHANCES[Kind.SPEED] if gates is not None and may_be_busy(trial.evidence, gates) else 1
+        return CHANCES.get(failure.kind, 1)
 
     def _condemn(self, place: Place, failure: Failure, device: Device) -> None:
         """Record that a candidate is out, beside what was measured of it."""
