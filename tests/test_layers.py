@@ -1,6 +1,8 @@
 """The house keeps its rooms apart: who may import whom, and what the pure rooms may not touch."""
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ IMPURE_MODULES = {
 }  # fmt: skip
 IMPURE_CALLS = {(None, "open"), (None, "print"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 INFERENCE = {"onnxruntime", "openvino", "tensorrt"}
-LINES = 6_000  # the device's whole code stays near this
+LINES = 8_500  # of code. It is to come down to 6,000: see docs/decisions/0030-size.md
 
 
 def room_of(module: str) -> str | None:
@@ -102,6 +104,20 @@ def test_a_trespass_is_noticed(source):
 
 
 def test_the_device_stays_small():
-    """The device's whole code stays near its limit; past it, look for the idea that makes it small again."""
-    lines = sum(len((ROOT / path).read_text().splitlines()) for path in sources() if path.parts[0] == "agent")
-    assert lines < LINES * 1.1
+    """The device's whole code stays under its limit; past it, look for the idea that makes it small again."""
+    lines = sum(code_lines((ROOT / path).read_text()) for path in sources() if path.parts[0] == "agent")
+    assert lines < LINES
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: no blank ones, comments or docstrings."""
+    told = {
+        number
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node)
+        for number in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+    }
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [one for one in tokenize.generate_tokens(io.StringIO(source).readline) if one.type not in silent]
+    return len({number for one in tokens for number in range(one.start[0], one.end[0] + 1)} - told)

@@ -1,0 +1,1 @@
+"""Touches the outside: store, broker, disk, host, systemd, memory files."""

@@ -146,9 +146,10 @@ class Link:
             came = self.connections
             try:
                 await self._connect_once()
-            except* LOST as group:
-                self.last_error = _first(group)
+            except LOST as error:
+                self.last_error = str(error) or type(error).__name__
                 log.info("broker %s:%d: %s", self.settings.host, self.settings.port, self.last_error)
+            _end_if_cancelled()
             lost = 0 if self.connections > came else min(lost + 1, 12)
             await asyncio.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**lost)))  # noqa: S311  jitter
 
@@ -171,14 +172,27 @@ class Link:
             self._open, self.last_error = connection, ""
             self.connections += 1
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._receive_all(connection), name="receive")
-                    tasks.create_task(self._drain(connection), name="drain")
+                _end_if_cancelled()
+                await self._live(connection)
             except asyncio.CancelledError:
                 await self._leave(connection)
                 raise
             finally:
                 self._open = None
+
+    async def _live(self, connection: "Connection") -> None:
+        """Receives and sends until one of them fails. Until Python 3.13 a TaskGroup loses a cancellation meanwhile."""
+        tasks = {
+            asyncio.create_task(self._receive_all(connection), name="receive"),
+            asyncio.create_task(self._drain(connection), name="drain"),
+        }
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        raise next(end for end in ends if isinstance(end, Exception))
 
     def _subscriptions(self) -> list[tuple[str, SubscribeOptions]]:
         commands = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND, retainAsPublished=True)
@@ -253,11 +267,13 @@ class Connection:
         self.answers: dict[int, asyncio.Future[ReasonCode]] = {}
         self.packet_bytes = PACKET_BYTES
         self.window = asyncio.Semaphore(WINDOW)
+        self._loop = asyncio.get_running_loop()
         self._paho = client._client  # noqa: SLF001  see rules 3, 4 and 7
         self._paho.manual_ack_set(True)  # noqa: FBT003  its only parameter
         self._paho.on_publish = self._on_publish
         self._said_connected: Any = self._paho.on_connect
         self._paho.on_connect = self._on_connect
+        self._paho.on_socket_register_write = self._on_register_write
 
     async def subscribe(self, wanted: list[tuple[str, SubscribeOptions]]) -> None:
         """Subscribes to all.
@@ -355,6 +371,23 @@ class Connection:
         if waiting is not None and not waiting.done():
             waiting.set_result(code)
 
+    def _on_register_write(self, _client: Any, _userdata: Any, door: Any) -> None:
+        """As aiomqtt's own, which may watch the number of a closed socket, by then somebody else's, for ever."""
+
+        def watch() -> None:
+            if self._paho.socket() is door:
+                self._loop.add_writer(door, self._write)
+
+        self._loop.call_soon_threadsafe(watch)  # the first call comes from the thread that connects
+
+    def _write(self) -> None:
+        lost = self.client._disconnected  # noqa: SLF001
+        try:
+            self._paho.loop_write()
+        except (OSError, ValueError) as error:
+            if not lost.done():
+                lost.set_exception(error)
+
     def _on_connect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
         """Heeds what the broker can take; a longer packet would make it hang up for ever."""
         self.packet_bytes = min(PACKET_BYTES, getattr(properties, "MaximumPacketSize", PACKET_BYTES))
@@ -424,8 +457,8 @@ def _message(came: aiomqtt.Message) -> Message:
     return Message(str(came.topic), payload, bool(came.retain), getattr(came.properties, "MessageExpiryInterval", None))
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__
+def _end_if_cancelled() -> None:
+    """Until Python 3.12 `asyncio.wait_for`, inside aiomqtt, may lose a cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

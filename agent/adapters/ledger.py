@@ -23,7 +23,9 @@ from agent.core.errors import TransferError
 
 T = TypeVar("T")
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID
+"""
 BUSY_MS = 5_000  # `edge-agent` commands may look at the ledger while the daemon writes
 
 
@@ -131,7 +133,7 @@ class Ledger:
             database.execute("PRAGMA synchronous = FULL")
             broken = database.execute("PRAGMA quick_check").fetchone()[0]
             if broken != "ok":
-                raise sqlite3.DatabaseError(broken)
+                raise sqlite3.DatabaseError(broken)  # noqa: TRY301  as a damaged page raises by itself
             database.execute(SCHEMA)
         except BaseException:
             database.close()

@@ -12,7 +12,6 @@ import numpy as np
 from agent.backends.session import Array, Session
 from agent.core.candidate import Latency
 
-
 BUDGET_S = 5.0
 FEWEST_RUNS = 5  # a median of fewer says little
 

@@ -1,0 +1,1 @@
+"""Decides. Pure: no async, clock, files, sockets or randomness."""

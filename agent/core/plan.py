@@ -145,7 +145,7 @@ class Wait:
 Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject | Wait
 
 
-def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:
+def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # noqa: PLR0911  a ladder has rungs
     """The one step to take now, or None when the slot is as it should be."""
     hopeless = next((ref for ref in sorted(seen.copies) if is_hopeless(ref, desired, seen)), None)
     if hopeless is not None:

@@ -84,7 +84,7 @@ def is_rejected(rejection: Rejection, release: ReleaseRecord | None, device: Dev
     return rejection.key == device.keys(release.config)
 
 
-def observe(  # noqa: PLR0913  the five sources of facts, and who asks
+def observe(
     record: SlotRecord,
     releases: Iterable[ReleaseRecord],
     trials: Iterable[TrialRecord],

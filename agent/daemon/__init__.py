@@ -1,0 +1,1 @@
+"""The control side: observe, decide, act, look again."""

@@ -17,7 +17,7 @@ from agent.adapters.broker import Link
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.adapters.store import Store, open_store
-from agent.adapters.tuf_client import TufClient
+from agent.adapters.tuf_client import Chain, TufClient
 from agent.core import plan
 from agent.core.documents import to_json
 from agent.core.errors import EdgeError, InputError
@@ -126,6 +126,9 @@ class Agent:
         need = release.metadata.compatibility.memory_mb if release is not None and release.metadata is not None else 0.0
         room = host.readings(self.settings.state).memory_available_mb
         return plan.Swap.AVAILABILITY if room > TWICE * need else plan.Swap.RESOURCE
+
+    def _check(self, chain: Chain) -> None:
+        self.intake.check(chain)
 
     def note(self) -> None:
         """Something that is shown has changed."""

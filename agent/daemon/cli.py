@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add(commands, name, call, text) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # noqa: ANN001  argparse names no type for it
     """One command; all of them take a config."""
-    one: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    one: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     one.add_argument("--config", type=Path, default=CONFIG, help=f"agent.yaml (default: {CONFIG})")
     one.set_defaults(call=call)
     return one

@@ -53,7 +53,7 @@ class StoreState(Document):
 class Intake:
     """Believes intent and moves the desired board."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
+    def __init__(
         self,
         device: str,
         group: str,

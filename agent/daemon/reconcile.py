@@ -97,7 +97,7 @@ class Reconciler:
             if step is None or isinstance(step, plan.Wait):
                 await self._rest(step, record, seen, device)
             else:
-                await self._take(step, seen, device)
+                await self._take(step, device)
 
     @property
     def progress(self) -> Progress | None:
@@ -112,7 +112,7 @@ class Reconciler:
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    async def _take(self, step: plan.Step, seen: plan.Observed, device: Device) -> None:
+    async def _take(self, step: plan.Step, device: Device) -> None:
         name, subject = type(step).__name__.lower(), subject_of(step)
         self._show(name, subject)
         if isinstance(step, plan.Confirm) and not await self._has_evidence(step.place):
@@ -271,11 +271,11 @@ class Reconciler:
             self._not_before,
         )
 
-    async def _news_or(self, timeout: float | None) -> None:
+    async def _news_or(self, seconds: float | None) -> None:
         """Until desire or the runner's facts change, or for a time in seconds."""
         waits = {asyncio.create_task(self._desired.turned()), asyncio.create_task(self._runner.facts.turned())}
         try:
-            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

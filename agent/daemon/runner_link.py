@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
@@ -95,12 +96,10 @@ class RunnerLink:
     async def _start_if_ours(self) -> None:
         if self._settings.start != "auto" or (self._child is not None and self._child.returncode is None):
             return
-        folder = Path(self._settings.folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            log = (folder / "runner.log").open("ab")
+            log = await asyncio.to_thread(open_log, Path(self._settings.folder))
         except OSError as error:
-            self.last_error = f"{folder}: {error.strerror}; give the agent a runner.folder it may write to"
+            self.last_error = f"{error.filename}: {error.strerror}; give the agent a runner.folder it may write to"
             return
         with log:
             self._child = await asyncio.create_subprocess_exec(
@@ -113,3 +112,9 @@ class RunnerLink:
             sys.executable, "-m", "agent.runner.main", "--models", str(self._settings.models_socket),
             "--door", str(self._settings.door_socket), "--agent-uid", str(os.getuid()), *tcp,
         ]  # fmt: skip
+
+
+def open_log(folder: Path) -> BinaryIO:
+    """Where a runner of ours writes what it has to say; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "runner.log").open("ab")

@@ -41,7 +41,7 @@ from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord, confirm
 from agent.daemon.keyring import Keyring
 from agent.daemon.runner_link import RunnerLink
-from agent.trust.listing import Listing, read_listing, target_path
+from agent.trust.listing import read_listing, target_path
 from agent.trust.sealing import Opener
 
 DOCUMENT_BYTES = 1024 * 1024  # metadata or config; a real one has a few KB

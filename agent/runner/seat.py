@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from agent.adapters.channel import BlockingChannel, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
-from agent.backends import Session, open_session, probe
+from agent.backends import Session, check_model, open_session, probe
 from agent.backends.golden import Sample, compare, load_golden
 from agent.backends.signature import check_tensors
 from agent.backends.trial import run_trial
@@ -146,7 +146,9 @@ def load(ask: SeatLoad, descriptors: Sequence[int]) -> Model:
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
     metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
     config = from_yaml(Config, read(parts[CONFIG]), CONFIG)
-    session = open_session(f"/proc/self/fd/{parts[WEIGHTS]}", ask.place.candidate, config)
+    weights = f"/proc/self/fd/{parts[WEIGHTS]}"
+    check_model(weights, metadata.compatibility, ask.place.candidate.backend)
+    session = open_session(weights, ask.place.candidate, config)
     check_tensors(session, metadata)
     golden = load_golden(read(parts[GOLDEN]), metadata)
     return Model(ask.place, session, metadata, config, golden, time.monotonic() - started)

@@ -1,0 +1,1 @@
+"""How each release is run; see models/README.md."""

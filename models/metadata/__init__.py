@@ -1,0 +1,1 @@
+"""What each release is; see models/README.md."""

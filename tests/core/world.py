@@ -8,9 +8,9 @@ borrow the planner's own idea of the goal.
 """
 
 from collections import deque
-from itertools import product
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from types import ModuleType
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ SOAK_S = 1.0
 LONGEST_WAY = 60  # steps from any state to rest
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818  what it says
     """A promise of the planner does not hold."""
 
 
@@ -117,7 +117,7 @@ def moves(plan: ModuleType, swap: object, wish: Ref | None, world: object, refs:
         yield Move("upgrade", None, wish, replace(world, seats={}, serving=None, fallback=None, passed={}))
 
 
-def succeed(plan: ModuleType, world: object, step: object) -> object:
+def succeed(plan: ModuleType, world: object, step: object) -> object:  # noqa: C901, PLR0911  one case per step
     """The world after a step that did what it says."""
     copies, seats = dict(world.copies), dict(world.seats)
     match step:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -291,7 +292,9 @@ class Camera(threading.Thread):
         self.answers += 1
         self.versions[answer.version] = self.versions.get(answer.version, 0) + 1
         wanted = self.expected.get(answer.version)
-        if wanted is not None and not all(np.allclose(answer.outputs[k], v, atol=0.05, rtol=0.01) for k, v in wanted.items()):
+        if wanted is not None and not all(
+            np.allclose(answer.outputs[k], v, atol=0.05, rtol=0.01) for k, v in wanted.items()
+        ):
             self.wrong.append(answer.version)
 
     def end(self):
@@ -303,7 +306,7 @@ class Camera(threading.Thread):
     def longest_gap(self):
         """Seconds between two answers, at most."""
         ends = [end for _, end in self.times]
-        return max((b - a for a, b in zip(ends, ends[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(ends)), default=0.0)
 
 
 def golden(name):
@@ -318,5 +321,7 @@ def now():
 
 def deep_merge(tree, more):
     for key, value in more.items():
-        tree[key] = deep_merge(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
+        tree[key] = (
+            deep_merge(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
+        )
     return tree
