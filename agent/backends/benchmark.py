@@ -1,7 +1,9 @@
 """Time one inference after another in short bursts, on the monotonic clock.
 
 Warm-up runs are not counted. A model that takes a second for an inference needs no fifty of them to be called slow:
-warm-up and measuring each end after BUDGET_S, but not before FEWEST_RUNS. Memory is not measured here: a process that has run a model once keeps what it needs.
+warm-up and measuring each end after BUDGET_S, but not before FEWEST_RUNS.
+
+Memory is not measured here: a process that has run a model once keeps what it needs.
 """
 
 from collections.abc import Mapping

@@ -60,9 +60,7 @@ class Agent:
         self.news = News(settings.device, self.ledger, self.outbox)
         keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
         store = store_of(settings)
-        self.tuf = TufClient(
-            state / "tuf", store, read_root(Path(settings.root)), lambda chain: self.intake.check(chain)
-        )
+        self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), self._check)
         self.intake = Intake(settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT)
         self.runner = RunnerLink(settings.runner)
         limit = settings.store.rate_limit_mb_s

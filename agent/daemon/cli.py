@@ -177,7 +177,7 @@ def examine(arguments: argparse.Namespace) -> int:
     console, needed = Console(), True
     for finding in doctor.examine(read_settings(arguments.config)):
         optional = finding.what.startswith("backend")
-        mark = "[green]✓[/]" if finding.fine else "[dim]–[/]" if optional else "[red]✗[/]"
+        mark = "[green]✓[/]" if finding.fine else "[dim]-[/]" if optional else "[red]✗[/]"
         console.print(f"{mark} {finding.what:<18} ", end="")
         console.print(finding.says, markup=False, highlight=False)
         needed = needed and (finding.fine or optional)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from agent.adapters.broker import Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing
@@ -40,6 +42,7 @@ class Known(Document):
     reply: Reply
     slot: str | None = None
     release: Ref | None = None  # what must serve before the command is done
+    at: datetime | None = None
 
 
 class StoreState(Document):
@@ -244,9 +247,10 @@ class Intake:
     def answer(self, known: Known, *, remember: bool = True) -> None:
         """Reply to a command, and remember the reply for a second delivery."""
         if remember:
-            self._ledger.put("command", known.reply.id, known)
-            for old in sorted(self._ledger.all("command", Known))[:-REPLIES_KEPT]:
-                self._ledger.remove("command", old)
+            known_at = replace(known, at=known.at or datetime.now(UTC))
+            by_age = sorted(self._ledger.all("command", Known).items(), key=lambda one: str(one[1].at))
+            old = [("command", name, None) for name, _ in by_age[: max(0, len(by_age) - REPLIES_KEPT)]]
+            self._ledger.put_all([("command", known.reply.id, known_at), *old])
         self._news.reply(known.reply)
         if known.reply.status in {"rejected", "expired"}:
             self._refuse("command", known.reply.reason)

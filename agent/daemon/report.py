@@ -130,8 +130,15 @@ class Reporter:
         if link is None:
             return
         readings = await asyncio.to_thread(host.readings, self._settings.state)
-        health = {"at": state.at, "boot": self._boot, "readings": readings, "store": state.store, "ledger": state.ledger,
-                  "waiting": state.broker.waiting, "dropped": state.broker.dropped}  # fmt: skip
+        health = {
+            "at": state.at,
+            "boot": self._boot,
+            "readings": readings,
+            "store": state.store,
+            "ledger": state.ledger,
+            "waiting": state.broker.waiting,
+            "dropped": state.broker.dropped,
+        }
         topic = device_topic(self._settings.device, "tele", "health")
         await link.publish(topic, to_json(health), 0, retain=False, expiry_s=HEALTH_EXPIRY_S)
 

@@ -23,8 +23,7 @@ def status(state: State, now: datetime) -> RenderableType:
     lines += [Text(f"! {what}", style=BAD) for what in troubles(state)]
     if not state.slots:
         return Group(*lines, Text("no slot is deployed yet", style=DIM))
-    busy = [Text(f"{slot.slot}: {doing(slot)}", style=DIM) for slot in state.slots.values()]
-    return Group(*lines, slots(state), *busy)
+    return Group(*lines, slots(state))
 
 
 def headline(state: State, age: float) -> Text:
@@ -60,32 +59,38 @@ def troubles(state: State) -> Iterable[str]:
 
 
 def slots(state: State) -> Table:
-    """A row for each slot, and one under it while something is being done."""
+    """Two rows for each slot: what serves, and how."""
     table = Table(box=None, pad_edge=False, header_style=DIM)
     for name in ("slot", "serves", "on", "state"):
         table.add_column(name, overflow="fold")
-    for name in ("FPS", "capacity", "p50 ms", "p99 ms", "requests"):
-        table.add_column(name, justify="right", no_wrap=True)
     for slot in state.slots.values():
         table.add_row(*row(slot))
+        table.add_row("", Text(figures(slot), style=DIM))
+        table.add_row("", Text(doing(slot), style=DIM))
     return table
 
 
 def row(slot: SlotState) -> tuple[RenderableType, ...]:
-    """One slot."""
-    counters, latency = slot.counters, slot.counters.latency_ms
+    """What a slot serves."""
     word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
-    return (
-        slot.slot,
-        slot.serving.removeprefix(f"{slot.slot}_") or Text("nothing", style=BAD),
-        slot.candidate,
-        word if slot.serving else "",
-        f"{counters.offered_fps:.1f}",
-        f"{counters.requests / counters.busy_s:.0f}" if counters.busy_s else "",
-        f"{latency.p50:.1f}" if latency else "",
-        f"{latency.p99:.1f}" if latency else "",
-        str(counters.requests),
-    )
+    nothing = Text("nothing", style=BAD)
+    return (slot.slot, short(slot.serving, slot.slot) or nothing, slot.candidate, word if slot.serving else "")
+
+
+def figures(slot: SlotState) -> str:
+    """How it serves."""
+    counters, latency = slot.counters, slot.counters.latency_ms
+    parts = [f"{counters.requests} requests", f"{counters.errors} errors", f"{counters.offered_fps:.1f} FPS now"]
+    if counters.busy_s:
+        parts.append(f"capacity {counters.requests / counters.busy_s:.0f} FPS")
+    if latency is not None:
+        parts.append(f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
+    return ", ".join(parts)
+
+
+def short(release: str, slot: str) -> str:
+    """A release's name without its task, which is the slot."""
+    return release.removeprefix(f"{slot}_")
 
 
 def doing(slot: SlotState) -> str:
@@ -131,7 +136,8 @@ def evidence_table(slot: SlotState) -> Table:
     """What was measured of each candidate."""
     table = figures_table()
     for trial in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one))):
-        add_figures(table, trial.place.ref.name, str(trial.place.candidate), trial.evidence, trial.failure)
+        name = short(trial.place.ref.name, slot.slot)
+        add_figures(table, name, str(trial.place.candidate), trial.evidence, trial.failure)
     return table
 
 
@@ -152,8 +158,11 @@ def bench(slot: str, measured: Iterable[Measured]) -> Table:
 def figures_table() -> Table:
     """The columns of measured figures."""
     table = Table(box=None, pad_edge=False, header_style=DIM)
-    for name in ("release", "candidate", "FPS", "mean ms", "p50", "p95", "p99", "memory MB", "deviation", "verdict"):
-        table.add_column(name, justify="left" if name in {"release", "candidate", "verdict"} else "right")
+    for name in ("release", "candidate"):
+        table.add_column(name, overflow="fold")
+    for name in ("FPS", "p50", "p99 ms", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold", ratio=1)
     return table
 
 
@@ -162,11 +171,13 @@ def add_figures(table: Table, name: str, candidate: str, evidence: Evidence | No
     verdict = Text(f"{failure.kind}: {failure.reason}", style=BAD) if failure else Text("passed", style=GOOD)
     latency = evidence.latency_ms if evidence is not None else None
     if evidence is None or latency is None:
-        table.add_row(name, candidate, *[""] * 7, verdict)
+        table.add_row(name, candidate, "", "", "", "", verdict)
         return
-    worst = max((one.max_abs for one in evidence.deviations), default=0.0)
-    figures = (evidence.fps, latency.mean, latency.p50, latency.p95, latency.p99, evidence.memory_mb)
-    table.add_row(name, candidate, *(f"{figure:.1f}" for figure in figures), f"{worst:.2g}", verdict)
+    if failure is None:
+        worst = max((one.max_abs for one in evidence.deviations), default=0.0)
+        verdict.append(f", {worst:.2g} off golden", style=DIM)
+    figures = (evidence.fps, latency.p50, latency.p99, evidence.memory_mb)
+    table.add_row(name, candidate, *(f"{figure:.1f}" for figure in figures), verdict)
 
 
 def ago(seconds: float) -> str:

@@ -118,7 +118,7 @@ class Steps:
             return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
         return Success()
 
-    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[None]:  # noqa: PLR0911  one line per step
+    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[None]:  # noqa: C901, PLR0911  one line per step
         match step:
             case plan.Fetch(release):
                 return self._fetch(slot, release)

@@ -15,8 +15,10 @@ MUTANTS = {
     "skip the fetch": ("    if not copy.stored:\n        return Fetch(goal)\n", ""),
     "skip the verification": (
         "    if not copy.verified:\n        return Verify(goal)\n    place = place_of(goal, desired, seen)",
-        "    place = place_of(goal, desired, seen) if copy.verified else next(iter(seen.seats), None)\n"
-        "    if place is None:\n        return Verify(goal)",
+        (
+            "    place = place_of(goal, desired, seen) if copy.verified else next(iter(seen.seats), None)\n"
+            "    if place is None:\n        return Verify(goal)"
+        ),
     ),
     "promote without a trial": ("    if place not in seen.passed:\n        return Trial(place)\n", ""),
     "promote a seat that was not proven": ("    if not seen.seats[place]:\n        return Prove(place)\n", ""),
