@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from agent.adapters import files
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
 from agent.core.messages import Facts, Look, Order, Refused, Reply, Stop, Welcome
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
 
+LOG = "runner.log"
+LOG_BYTES = 4096  # of its end: enough for the last line
 KNOCK_S = 0.1  # between two tries to reach a runner that is starting
 PATIENCE_S = 30.0  # a runner probes the backends before it answers; OpenVINO takes seconds on a slow disk
 
@@ -46,7 +49,7 @@ class RunnerLink:
             try:
                 line = await self._connect()
             except TransferError as error:
-                self.last_error = str(error)
+                self.last_error = await asyncio.to_thread(self._last_words) or str(error)
                 await self._start_if_ours()
                 await asyncio.sleep(KNOCK_S)
                 continue
@@ -106,6 +109,14 @@ class RunnerLink:
                 *self._command(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
+    def _last_words(self) -> str:
+        """Why the runner that we started is gone, if it is."""
+        if self._child is None or self._child.returncode in {None, 0}:
+            return ""
+        content = files.read_or_none(Path(self._settings.folder) / LOG) or b""
+        lines = content[-LOG_BYTES:].decode(errors="replace").strip().splitlines()
+        return f"edge-runner ended: {lines[-1] if lines else 'it said nothing'}"
+
     def _command(self) -> list[str]:
         tcp = ["--tcp", self._settings.tcp] if self._settings.tcp else []
         return [
@@ -117,4 +128,4 @@ class RunnerLink:
 def open_log(folder: Path) -> BinaryIO:
     """Where a runner of ours writes what it has to say; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "runner.log").open("ab")
+    return (folder / LOG).open("ab")

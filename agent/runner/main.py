@@ -114,7 +114,12 @@ def listen_tcp(address: str) -> socket.socket:
     if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdigit():
         sys.exit(f"--tcp {address}: give a loopback address and a port, for example 127.0.0.1:8000")
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
-    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+    except OSError as error:
+        sys.exit(
+            f"--tcp {address}: {os.strerror(error.errno or 0)}; free the port, or set another runner.tcp in agent.yaml"
+        )
 
 
 async def open_door(runner: Runner, sock: socket.socket) -> asyncio.Server:
