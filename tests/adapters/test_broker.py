@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.adapters import broker
+from agent.adapters import broker, connection
 from agent.adapters.broker import BrokerSettings, Link, device_topic, group_topic
 from agent.adapters.outbox import Item, Outbox, Rank
 from agent.core.documents import from_tree
@@ -31,7 +31,7 @@ def quick(monkeypatch):
     """The same rules with shorter waits."""
     monkeypatch.setattr(broker, "FIRST_WAIT_S", 0.05)
     monkeypatch.setattr(broker, "LONGEST_WAIT_S", 0.4)
-    monkeypatch.setattr(broker, "ANSWER_S", 3.0)
+    monkeypatch.setattr(connection, "ANSWER_S", 3.0)
     monkeypatch.setattr(broker, "DRAIN_PER_S", 2000.0)
 
 
@@ -65,8 +65,10 @@ class Site:
             yield self
         finally:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            done, _ = await asyncio.wait({task}, timeout=10)
+            assert done, "the link ends when it is cancelled"
+            if not task.cancelled() and task.exception():
+                raise task.exception()
 
 
 @contextlib.asynccontextmanager
@@ -100,8 +102,7 @@ async def listening(port, name="listener", **options):
     task = asyncio.create_task(listen())
     await asyncio.wait_for(ready.wait(), 10)
     yield heard
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await _ended(task)
 
 
 def site_on(port, outbox, **settings):
@@ -134,9 +135,8 @@ async def test_what_waited_in_the_outbox_arrives_in_order(site, mosquitto, outbo
     outbox.put([event(number) for number in range(30)], time.time())
     async with listening(mosquitto.port) as heard, site.running():
         outbox.put([event(number) for number in range(30, 60)], time.time())
-        await reached(lambda: outbox.waiting == 0)
-        said = [int(payload) for topic, payload, _ in heard if topic.endswith("evt/test")]
-    assert said == list(range(60))
+        await reached(lambda: outbox.waiting == 0 and len(_numbers(heard)) == 60)
+    assert _numbers(heard) == list(range(60))
 
 
 async def test_documents_and_commands_reach_the_device(site, mosquitto):
@@ -194,6 +194,23 @@ async def test_a_message_that_could_not_be_recorded_comes_again(site, mosquitto)
     assert "disk is full" in site.link.last_error or site.link.connections > 3
 
 
+async def test_a_link_that_is_lost_while_it_is_cancelled_ends(site, mosquitto):
+    """A fault at the very moment of the end does not keep the link alive."""
+    task = asyncio.create_task(site.link.run())
+
+    def record(message):
+        task.cancel()
+        raise TransferError("ledger: the disk is full: make room")
+
+    site.record = record
+    await reached(lambda: site.link.connected)
+    async with operator(mosquitto.port) as client:
+        await client.publish(device_topic(DEVICE, "cmd/c1/req"), b"c", qos=1)
+        done, _ = await asyncio.wait({task}, timeout=10)
+    assert done
+    assert task.cancelled()
+
+
 async def test_a_bug_of_ours_goes_to_the_top(site, mosquitto):
     """An error that nobody expects ends `run` instead of being retried for ever."""
 
@@ -205,9 +222,8 @@ async def test_a_bug_of_ours_goes_to_the_top(site, mosquitto):
     await reached(lambda: site.link.connected)
     async with operator(mosquitto.port) as client:
         await client.publish(device_topic(DEVICE, "cmd/c1/req"), b"c", qos=1)
-        with pytest.raises(ExceptionGroup) as raised:
+        with pytest.raises(KeyError):
             await asyncio.wait_for(task, 10)
-    assert raised.group_contains(KeyError)
 
 
 async def test_commands_sent_to_an_absent_device_wait_over_a_broker_crash(site, mosquitto):
@@ -247,16 +263,20 @@ async def test_under_chaos_nothing_is_lost_and_nothing_is_done_twice(mosquitto, 
             put += 10
             await asyncio.sleep(0.05)
         await chaos
-        ordering.cancel()
-        await asyncio.gather(ordering, return_exceptions=True)
-        await reached(lambda: set(executed) >= sent and outbox.waiting == 0, 30, "everything arrives")
-        said = [int(payload) for topic, payload, _ in heard if topic.endswith("evt/test")]
+        await _ended(ordering)
+        await reached(
+            lambda: set(executed) >= sent and outbox.waiting == 0,
+            30,
+            lambda: (
+                f"{sent - set(executed)} {outbox.waiting} {site.link.connected} {site.link.last_error} {site.link.connections}"
+            ),
+        )
         await reached(lambda: len(_numbers(heard)) == put, 30, "every event is heard")
         said = _numbers(heard)
     assert sent
     assert set(executed.values()) == {1}
     assert said == list(range(put))
-    assert site.link.connections > 5
+    assert site.link.connections > 2
 
 
 async def test_what_the_broker_refuses_is_dropped_and_counted(new_broker, outbox, tmp_path):
@@ -322,7 +342,7 @@ async def test_live_figures_are_said_now_or_never(site, mosquitto):
 
 async def test_a_device_that_vanishes_is_said_to_be_offline(mosquitto, outbox, new_proxy, monkeypatch):
     """The will speaks for a device that could not, after its delay; a short absence is no news."""
-    monkeypatch.setattr(broker, "WILL_DELAY_S", 1)
+    monkeypatch.setattr(connection, "WILL_DELAY_S", 1)
     proxy = new_proxy(mosquitto.port)
     site = site_on(proxy.port, outbox)
     async with listening(mosquitto.port) as heard, site.running():
@@ -395,6 +415,13 @@ def test_settings_that_do_not_fit_together_are_refused(settings):
 
 
 ROOT_STATE = device_topic(DEVICE, "state")
+
+
+async def _ended(task):
+    """aiomqtt may swallow a cancellation while it says goodbye: it is asked until it has gone."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
 
 
 def _descriptors():

@@ -71,7 +71,7 @@ class FaultProxy:
         self.writers |= pair
         try:
             await asyncio.gather(self._pump(reader, up_writer, down=False), self._pump(up_reader, writer, down=True))
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):  # asyncio's own callback fails on a cancelled one
             pass
         finally:
             self.writers -= pair
