@@ -179,7 +179,9 @@ class Steps:
             raise TransferError("nothing verified is known of the store yet: waiting for the first contact")
         info = trusted.find(target_path(ref.name))
         if info is None:
-            raise TransferError(f"{ref.name}: not listed in the store: publish it; it is looked for again")
+            raise TransferError(
+                f"{ref.name}: the store did not list it when last asked; it is asked again. Is the release published?"
+            )
         if info.sha256 != ref.digest:
             raise TrustError(
                 f"{ref.name}: the deployment means {ref.digest[:12]}, the store lists {info.sha256[:12]} under this "
