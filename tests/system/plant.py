@@ -316,7 +316,7 @@ def golden(name):
 
 
 def now():
-    return datetime.now(UTC).replace(microsecond=0)
+    return datetime.now(UTC)
 
 
 def deep_merge(tree, more):

@@ -1,0 +1,125 @@
+"""What a device says over MQTT, and what it does when it is told, with a real broker in between."""
+
+import pytest
+
+from tests.system.listener import Listener
+from tests.system.plant import BAD, ONE, SLOT, TWO, Camera, golden
+
+LAST = {"done", "failed", "rejected", "expired"}
+
+
+@pytest.fixture
+def line(new_plant, mosquitto):
+    """A plant with a broker, a listening desk, and one device that serves the first release."""
+    plant = new_plant(broker=mosquitto)
+    plant.listener = Listener(mosquitto)
+    plant.one, plant.two = plant.publish(ONE), plant.publish(TWO)
+    plant.cam = plant.device(fps_s=0.5, health_s=0.5).start()
+    plant.rollout(ONE)
+    plant.cam.until_serving(plant.one, confirmed=True)
+    yield plant
+    plant.listener.close()
+
+
+def outcome(plant, name):
+    """The last word on a command."""
+    return plant.listener.until(f"edge/v1/cam-1/cmd/{name}/res", lambda said: said["status"] in LAST)
+
+
+def test_a_device_says_what_runs_by_digest(line):
+    """`reported` is retained and names the digest that serves, and that it is confirmed."""
+    said = line.listener.until("edge/v1/cam-1/reported", lambda said: said["slots"][0]["confirmed"])
+    (slot,) = said["slots"]
+    assert (slot["slot"], slot["release"], slot["digest"]) == (SLOT, ONE, line.one.digest)
+
+
+def test_a_device_reports_health_figures_and_events(line):
+    """Readings of the machine, requests and FPS of each slot, and what changed with its evidence."""
+    frame, _ = golden(ONE)
+    camera = Camera(line.cam.door, frame)
+    camera.start()
+    health = line.listener.until("edge/v1/cam-1/tele/health")
+    figures = line.listener.until(f"edge/v1/cam-1/tele/fps/{SLOT}", lambda said: said["requests"] > 0)
+    camera.end()
+    assert health["readings"]["memory_total_mb"] > 0
+    assert figures["release"] == ONE
+    assert figures["offered_fps"] > 0
+    assert figures["latency_ms"]["p99"] >= figures["latency_ms"]["p50"] > 0
+    kinds = {topic.rsplit("/", 1)[1] for topic, _, _ in line.listener.heard if "/evt/" in topic}
+    assert {"stored", "verified", "passed", "swapped", "confirmed"} <= kinds
+
+
+def test_birth_and_will_tell_who_is_there(line):
+    """A device says online at birth; killed, the broker says offline for it, of the same birth."""
+    born = line.listener.until("edge/v1/cam-1/state", lambda said: said["state"] == "online")
+    line.cam.agent.kill()
+    gone = line.listener.until("edge/v1/cam-1/state", lambda said: said["state"] == "offline")
+    assert (gone["boot"], gone["birth"]) == (born["boot"], born["birth"])
+
+
+def test_a_clean_stop_says_offline_at_once(line):
+    """A device that leaves in order says so itself and takes its runner along."""
+    line.cam.stop()
+    line.listener.until("edge/v1/cam-1/state", lambda said: said["state"] == "offline")
+    assert line.cam.runner() is None
+
+
+def test_a_pin_holds_against_a_deployment_until_it_is_lifted(line):
+    """A pinned release serves whatever is deployed; the empty pin lets the deployment in again."""
+    assert outcome(line, line.command(line.cam, "pin", release=TWO))["status"] == "done"
+    line.cam.until_serving(line.two, confirmed=True)
+    line.rollout(ONE)
+    line.cam.until(lambda: line.cam.slot()["record"]["soak_s"] == 0.3, "the deployment is known")
+    assert line.cam.slot()["serving"] == TWO
+    assert outcome(line, line.command(line.cam, "pin"))["status"] == "done"
+    line.cam.until_serving(line.one, confirmed=True)
+
+
+def test_a_rollback_goes_to_the_release_before_and_says_when_it_serves(line):
+    """The reply is `done` when the older release serves; the next deployment overrides it."""
+    line.rollout(TWO)
+    line.cam.until_serving(line.two, confirmed=True)
+    said = outcome(line, line.command(line.cam, "rollback"))
+    assert (said["status"], said["result"]["serving"]) == ("done", ONE)
+    line.cam.until_serving(line.one, confirmed=True)
+    line.rollout(TWO)
+    line.cam.until_serving(line.two, confirmed=True)
+
+
+def test_a_rollback_with_nothing_behind_it_says_so(line):
+    """Where no other release was confirmed, the command fails with a reason and changes nothing."""
+    said = outcome(line, line.command(line.cam, "rollback"))
+    assert said["status"] == "failed"
+    assert "nothing to roll back to" in said["reason"]
+    assert line.cam.slot()["serving"] == ONE
+
+
+def test_a_bench_measures_every_backend_beside_what_serves(line):
+    """The reply holds figures of each candidate; requests go on meanwhile."""
+    frame, wanted = golden(ONE)
+    camera = Camera(line.cam.door, frame, {"20250628": wanted})
+    camera.start()
+    said = outcome(line, line.command(line.cam, "bench"))
+    camera.end()
+    measured = said["result"]["measured"][SLOT]
+    assert {one["candidate"]["backend"] for one in measured} == {"openvino", "cpu"}
+    assert all(one["evidence"]["fps"] > 0 for one in measured)
+    assert (camera.failures, camera.wrong) == ([], [])
+
+
+def test_sync_and_report_are_answered(line):
+    """Both are done at once, and say so."""
+    assert outcome(line, line.command(line.cam, "sync"))["status"] == "done"
+    assert outcome(line, line.command(line.cam, "report"))["status"] == "done"
+
+
+def test_a_retry_opens_what_was_rejected_for_speed(line):
+    """A speed rejection holds until a signed retry; then the release is tried again, and rejected again."""
+    bad = line.publish(BAD)
+    line.rollout(BAD)
+    line.cam.until(lambda: line.cam.slot().get("rejections"), "the slow release is rejected", 120)
+    first = line.cam.slot()["rejections"][-1]["at"]
+    said = outcome(line, line.command(line.cam, "retry"))
+    assert said["result"]["reopened"] == [bad.name]
+    line.cam.until(lambda: (line.cam.slot().get("rejections") or [{"at": first}])[-1]["at"] != first, "rejected again", 120)
+    assert line.cam.slot()["serving"] == ONE
