@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent import VERSION
 from agent.adapters import host, service
-from agent.adapters.broker import Link
+from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.adapters.store import Store, open_store
@@ -25,6 +25,7 @@ from agent.core.records import Device, ReleaseRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
+from agent.daemon.commands import Commands
 from agent.daemon.control import Control
 from agent.daemon.intake import Intake
 from agent.daemon.jobs import Jobs
@@ -62,6 +63,7 @@ class Agent:
         store = store_of(settings)
         self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), self._check)
         self.intake = Intake(settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT)
+        self.commands = Commands(self.intake, self.ledger, self.news)
         self.runner = RunnerLink(settings.runner)
         limit = settings.store.rate_limit_mb_s
         self.steps = Steps(
@@ -77,7 +79,15 @@ class Agent:
         )  # fmt: skip
         bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.jobs = Jobs(
-            self.intake, self.ledger, self.news, self.runner, bench, self.reconcilers, self.reporter.now, self.changed
+            self.intake,
+            self.commands,
+            self.ledger,
+            self.news,
+            self.runner,
+            bench,
+            self.reconcilers,
+            self.reporter.now,
+            self.changed,
         )
         self.control = Control(settings.run / "control.sock", self.jobs)
 
@@ -137,6 +147,7 @@ class Agent:
         self._slot_tasks: dict[str, asyncio.Task[None]] = {}
         self.steps.free_of_strays()
         self.intake.load()
+        self.commands.resume()
         if self.ledger.trouble:
             self.news.tell("ledger", reason=self.ledger.trouble)
         self.news.tell("started", reason=f"agent {VERSION}, boot {self.boot}")
@@ -194,8 +205,15 @@ class Agent:
             self.settings.broker, self.settings.device, [self.settings.group], self.outbox,
             birth=lambda: to_json({"state": "online", "at": time.time(), **about}),
             will=to_json({"state": "offline", **about}),
-            receive=self.intake.receive,
+            receive=self._receive,
         )  # fmt: skip
+
+    async def _receive(self, message: Message) -> None:
+        """One message from the broker; returns when what it changed is on the disk."""
+        if message.topic.endswith("/req"):
+            await asyncio.to_thread(self.commands.take, message)
+        elif message.topic.endswith("/deployment"):
+            await self.intake.receive(message)
 
     def _release(self, record: SlotRecord | None) -> ReleaseRecord | None:
         if record is None or record.desired is None:

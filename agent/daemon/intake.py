@@ -1,48 +1,31 @@
-"""How intent comes in: from TUF by polling, from the broker by message. It is believed here, or refused here.
+"""How deployments come in: from TUF by polling, from the broker by message. Believed here, or refused here.
 
 1. A deployment counts however it came; the pair's counters decide, not the way.
-2. What a message changes (intent, counters, the reply) is one transaction, synced before the message is acknowledged.
-3. A command that came before, by its id, gets the same answer again and has no second effect.
-4. What is refused is written down with its reason; the intent that stands, stands.
+2. What a pair changes (intent and counters) is one transaction, synced before the message is acknowledged.
+3. What is refused is written down with its reason; the intent that stands, stands.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-
-from msgspec.structs import replace
 
 from agent.adapters.broker import Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing
 from agent.adapters.tuf_client import Chain, Trusted, TufClient
 from agent.core.documents import Document
-from agent.core.errors import EdgeError, InputError, TransferError, TrustError
-from agent.core.intent import Command, Reply, Verb, wanted
-from agent.core.records import ReleaseRecord
+from agent.core.errors import EdgeError, TransferError, TrustError
+from agent.core.intent import wanted
 from agent.core.release import Ref
-from agent.core.slot import SlotRecord, deploy, pin, roll_back
+from agent.core.slot import SlotRecord, deploy
 from agent.daemon.board import Board
 from agent.daemon.keyring import Keyring
 from agent.daemon.news import News
-from agent.trust.command import Refusal, believe_command, floor_key
 from agent.trust.deployment import PAIR_BYTES, Taken, believe_deployment
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.listing import target_path
-
-COMMAND_TOPIC = re.compile(r"^edge/v1/(?:groups/)?[^/]+/cmd/(?P<id>[A-Za-z0-9-]{8,64})/req$")
-REPLIES_KEPT = 1_000  # commands expire within minutes; more than this many in that time is an attack
-
-
-class Known(Document):
-    """A command that was taken, and what was answered last."""
-
-    reply: Reply
-    slot: str | None = None
-    release: Ref | None = None  # what must serve before the command is done
-    at: datetime | None = None
 
 
 class StoreState(Document):
@@ -79,6 +62,7 @@ class Intake:
         self._news = news
         self._built = built
         self._polling = asyncio.Lock()
+        self.moving = threading.Lock()  # intent is moved by one thread at a time
 
     def now(self) -> datetime:
         """The time as far as it is known: never earlier than the newest signed time seen."""
@@ -121,11 +105,8 @@ class Intake:
             self._ledger.put_all([("trust", "floor", new)], precious=True)
 
     async def receive(self, message: Message) -> None:
-        """One message from the broker; returns when what it changed is on the disk."""
-        if message.topic.endswith("/req"):
-            await asyncio.to_thread(self._take_command, message)
-        elif message.payload:
-            await asyncio.to_thread(self._take_pair, message.payload)
+        """A deployment from the broker; returns when what it changed is on the disk."""
+        await asyncio.to_thread(self._take_pair, message.payload)
 
     # --- deployments -------------------------------------------------------------------------------------------
 
@@ -144,16 +125,20 @@ class Intake:
     def _take_pair(self, raw: bytes) -> None:
         """A deployment by message; where it names what is not listed here yet, the store is asked at once."""
         try:
-            trusted = self._require_trusted()
+            trusted = self.require_trusted()
             if any(trusted.find(target_path(goal.name)) is None for goal in self._deploy(raw, trusted)):
                 self._news.post(self.poll_now.set)
         except TrustError as error:
-            self._refuse("deployment", str(error))
+            self.refuse("deployment", str(error))
         except TransferError as error:
             self.store = StoreState(last_sync=self.store.last_sync, expires=self.store.expires, error=str(error))
 
     def _deploy(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
         """Move the intent as the pair says; the releases that it means for this device."""
+        with self.moving:
+            return self._deploy_alone(raw, trusted)
+
+    def _deploy_alone(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
         floor = self._ledger.get("deployment", self.group, Taken) or Taken()
         believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
         if believed.same:
@@ -171,110 +156,27 @@ class Intake:
             "deployment",
             reason=f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})",
         )
-        self._publish(new)
+        self.publish(new)
         return [goal for goal in goals.values() if goal is not None]
-
-    # --- commands ----------------------------------------------------------------------------------------------
-
-    def _take_command(self, message: Message) -> None:
-        matched = COMMAND_TOPIC.match(message.topic)
-        if matched is None:
-            self._refuse("command", f"topic {message.topic!r} names no command id")
-            return
-        known = self._ledger.get("command", matched["id"], Known)
-        if known is not None:
-            self._news.reply(known.reply)
-            return
-        self.answer(self._judge(message, matched["id"]), remember=not message.retain)
-
-    def _judge(self, message: Message, name: str) -> Known:
-        if message.retain:
-            return rejected(name, "the command was published as retained; send it without retain")
-        try:
-            trusted = self._require_trusted()
-        except TransferError as error:
-            return rejected(name, str(error))
-        floors = self._ledger.all("counter", int)
-        command = believe_command(message.payload, trusted.targets, self.device, {self.group}, floors, self.now())
-        if isinstance(command, Refusal):
-            return Known(reply=Reply(id=name, status=command.status, reason=command.reason))
-        if command.id != name:
-            return rejected(name, f"the topic names command {name}, its envelope {command.id}; send it anew")
-        key = floor_key(command.scope, trusted.targets)
-        self._ledger.put_all([("counter", key, command.counter)], precious=True)
-        try:
-            return self._obey(command, trusted)
-        except EdgeError as error:
-            return Known(reply=Reply(id=name, status="failed", reason=str(error)))
-
-    def _obey(self, command: Command, trusted: Trusted) -> Known:
-        """Move the intent as the command says; what takes longer is done by those who wait for it."""
-        accepted = Reply(id=command.id, status="accepted")
-        match command.verb:
-            case Verb.PIN:
-                release = self._named(command.release, trusted) if command.release else None
-                return self._move(command, lambda record: pin(record, release, command.id))
-            case Verb.ROLLBACK:
-                return self._move(command, lambda record: roll_back(record, command.id))
-            case _:
-                self._news.ask(command)
-                return Known(reply=accepted, slot=command.slot)
-
-    def _move(self, command: Command, change: Callable[[SlotRecord], SlotRecord]) -> Known:
-        records = self._ledger.all("slot", SlotRecord)
-        slots = [command.slot] if command.slot else sorted(records)
-        if command.release is not None and len(slots) != 1:
-            raise InputError("a pin names one slot; say which with --slot")
-        unknown = [slot for slot in slots if slot not in records]
-        if unknown or not slots:
-            raise InputError(f"no slot {unknown or command.slot}; this device has {sorted(records) or 'none yet'}")
-        moved = {slot: change(records[slot]) for slot in slots}
-        self._ledger.put_all([("slot", slot, record) for slot, record in moved.items()], precious=True)
-        self._publish({**records, **moved})
-        goal = moved[slots[0]].desired if len(slots) == 1 else None
-        return Known(reply=Reply(id=command.id, status="accepted"), slot=slots[0] if goal else None, release=goal)
-
-    def _named(self, name: str, trusted: Trusted) -> Ref:
-        """The release with a name: confirmed here, or listed today."""
-        for record in self._ledger.all("release", ReleaseRecord).values():
-            if record.ref.name == name and record.verified:
-                return record.ref
-        info = trusted.find(target_path(name))
-        if info is None:
-            raise InputError(f"release {name!r} is not listed: publish it first, or check its name")
-        return Ref(name=name, digest=info.sha256)
-
-    def answer(self, known: Known, *, remember: bool = True) -> None:
-        """Reply to a command, and remember the reply for a second delivery."""
-        if remember:
-            known_at = replace(known, at=known.at or datetime.now(UTC))
-            by_age = sorted(self._ledger.all("command", Known).items(), key=lambda one: str(one[1].at))
-            old = [("command", name, None) for name, _ in by_age[: max(0, len(by_age) - REPLIES_KEPT)]]
-            self._ledger.put_all([("command", known.reply.id, known_at), *old])
-        self._news.reply(known.reply)
-        if known.reply.status in {"rejected", "expired"}:
-            self._refuse("command", known.reply.reason)
 
     # --- shared ------------------------------------------------------------------------------------------------
 
-    def _require_trusted(self) -> Trusted:
+    def require_trusted(self) -> Trusted:
+        """The keys and listings that were verified last; raises TransferError before the first contact."""
         if self.trusted is None:
             raise TransferError("no keys are known yet: the first contact to the store brings them")
         return self.trusted
 
-    def _refuse(self, what: str, reason: str) -> None:
+    def refuse(self, what: str, reason: str) -> None:
+        """Write down what was not believed."""
         self._news.tell("refused", reason=f"{what}: {reason}")
         self._news.post(lambda: self.refused.post(f"{what}: {reason}"))
 
-    def _publish(self, records: Mapping[str, SlotRecord]) -> None:
+    def publish(self, records: Mapping[str, SlotRecord]) -> None:
+        """Show new intent to those who act on it."""
         self._news.post(lambda: self.desired.post(records))
 
 
 def stays(record: SlotRecord, slot: str, moves: Mapping[str, object]) -> Ref | None:
     """What a slot keeps that the rollout names but this device's wave does not reach; none that it does not name."""
     return record.deployed if slot in moves else None
-
-
-def rejected(name: str, reason: str) -> Known:
-    """A command that is not carried out."""
-    return Known(reply=Reply(id=name, status="rejected", reason=reason))

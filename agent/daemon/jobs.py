@@ -15,16 +15,14 @@ from agent.core.documents import to_tree
 from agent.core.errors import EdgeError, InputError
 from agent.core.intent import Command, Reply, Verb
 from agent.core.records import Rejection, TrialRecord
-from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
-from agent.daemon.intake import Intake, Known
+from agent.daemon.commands import Commands, Known
+from agent.daemon.intake import Intake
 from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler
 from agent.daemon.runner_link import RunnerLink
-
-OPEN = frozenset({"accepted", "progress"})
 
 
 class Jobs:
@@ -33,6 +31,7 @@ class Jobs:
     def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
         self,
         intake: Intake,
+        commands: Commands,
         ledger: Ledger,
         news: News,
         runner: RunnerLink,
@@ -42,6 +41,7 @@ class Jobs:
         changed: Board[int],
     ) -> None:
         self._intake = intake
+        self._commands = commands
         self._ledger = ledger
         self._news = news
         self._runner = runner
@@ -84,7 +84,7 @@ class Jobs:
             reply = Reply(id=command.id, status="done", result=result)
         except EdgeError as error:
             reply = Reply(id=command.id, status="failed", reason=str(error))
-        await asyncio.to_thread(self._intake.answer, Known(reply=reply, slot=command.slot))
+        await asyncio.to_thread(self._commands.finish, command.id, reply)
 
     def _slots(self, slot: str | None) -> list[str]:
         known = sorted(self._ledger.all("slot", SlotRecord))
@@ -110,20 +110,27 @@ class Jobs:
 
     async def _watch(self) -> None:
         async for _ in self._changed.changes():
-            for known in self._ledger.all("command", Known).values():
-                if known.reply.status in OPEN and known.release is not None and known.slot is not None:
-                    await self._settle(known, known.slot, known.release)
+            for known in await asyncio.to_thread(self._commands.open):
+                reply = self._outcome(known)
+                if reply is not None:
+                    await asyncio.to_thread(self._commands.finish, known.reply.id, reply)
 
-    async def _settle(self, known: Known, slot: str, release: Ref) -> None:
+    def _outcome(self, known: Known) -> Reply | None:
+        """The last word on a command that moved intent, when it can be said."""
         facts = self._runner.facts.value
-        serving = facts.slots[slot].serving if facts is not None and slot in facts.slots else None
-        rejection = self._ledger.get("rejection", release.digest, Rejection)
-        if serving is not None and serving.ref == release:
-            reply = replace(known.reply, status="done", result={"serving": release.name, "on": str(serving.candidate)})
-        elif rejection is not None:
-            reply = replace(known.reply, status="failed", reason=rejection.failure.reason)
-        elif (record := self._ledger.get("slot", slot, SlotRecord)) is None or record.desired != release:
-            reply = replace(known.reply, status="failed", reason="another intent came before it was done")
-        else:
-            return
-        await asyncio.to_thread(self._intake.answer, replace(known, reply=reply))
+        serving = {slot: one.serving for slot, one in facts.slots.items()} if facts is not None else {}
+        waiting = {
+            slot: release
+            for slot, release in known.goals.items()
+            if (at := serving.get(slot)) is None or at.ref != release
+        }
+        if not waiting:
+            return replace(known.reply, status="done", result={slot: str(serving[slot]) for slot in known.goals})
+        for slot, release in waiting.items():
+            rejection = self._ledger.get("rejection", release.digest, Rejection)
+            if rejection is not None:
+                return replace(known.reply, status="failed", reason=rejection.failure.reason)
+            record = self._ledger.get("slot", slot, SlotRecord)
+            if record is None or record.desired != release:
+                return replace(known.reply, status="failed", reason="another intent came before it was done")
+        return None

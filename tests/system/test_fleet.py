@@ -28,7 +28,7 @@ def outcome(plant, name):
 
 def test_a_device_says_what_runs_by_digest(line):
     """`reported` is retained and names the digest that serves, and that it is confirmed."""
-    said = line.listener.until("edge/v1/cam-1/reported", lambda said: said["slots"][0]["confirmed"])
+    said = line.listener.until("edge/v1/cam-1/reported", lambda said: said["slots"] and said["slots"][0]["confirmed"])
     (slot,) = said["slots"]
     assert (slot["slot"], slot["release"], slot["digest"]) == (SLOT, ONE, line.one.digest)
 
@@ -80,7 +80,8 @@ def test_a_rollback_goes_to_the_release_before_and_says_when_it_serves(line):
     line.rollout(TWO)
     line.cam.until_serving(line.two, confirmed=True)
     said = outcome(line, line.command(line.cam, "rollback"))
-    assert (said["status"], said["result"]["serving"]) == ("done", ONE)
+    assert said["status"] == "done"
+    assert said["result"][SLOT].startswith(ONE)
     line.cam.until_serving(line.one, confirmed=True)
     line.rollout(TWO)
     line.cam.until_serving(line.two, confirmed=True)

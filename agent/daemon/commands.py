@@ -1,0 +1,166 @@
+"""How commands come in: believed or refused here, obeyed once, answered as often as they come.
+
+1. What a believed command changes (its counter, the intent, its answer) is one transaction, synced before the message
+   is acknowledged. So a crash leaves all of it or nothing.
+2. A believed command that comes again, by its id, gets its answer again and has no second effect. A refused one is
+   not remembered: whoever cannot sign cannot use up an id.
+3. A command that moved intent is done when every release that it means serves; jobs.py watches for that.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from msgspec import field
+from msgspec.structs import replace
+
+from agent.adapters.broker import Message
+from agent.adapters.ledger import Ledger
+from agent.adapters.tuf_client import Trusted
+from agent.core.documents import Document
+from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.intent import Command, Reply, Verb
+from agent.core.records import ReleaseRecord
+from agent.core.release import Ref
+from agent.core.slot import SlotRecord, pin, roll_back
+from agent.daemon.intake import Intake
+from agent.daemon.news import News
+from agent.trust.command import Refusal, believe_command, floor_key
+from agent.trust.listing import target_path
+
+TOPIC = re.compile(r"^edge/v1/(?:groups/)?[^/]+/cmd/(?P<id>[A-Za-z0-9-]{8,64})/req$")
+KEPT = 1_000  # commands expire within minutes; more than this many in that time is an attack
+OPEN = frozenset({"accepted", "progress"})
+
+Facts = list[tuple[str, str, object]]
+
+
+class Known(Document):
+    """A command that was believed, and what was answered last."""
+
+    command: Command
+    reply: Reply
+    at: datetime
+    goals: Mapping[str, Ref] = field(default_factory=dict)  # slot: what must serve before it is done
+
+
+class Commands:
+    """Takes commands."""
+
+    def __init__(self, intake: Intake, ledger: Ledger, news: News) -> None:
+        self._intake = intake
+        self._ledger = ledger
+        self._news = news
+        self._one = threading.Lock()
+
+    def resume(self) -> None:
+        """Take up the jobs that an earlier life of the agent accepted and did not finish."""
+        for known in self._ledger.all("command", Known).values():
+            if known.reply.status in OPEN and not known.goals:
+                self._news.ask(known.command)
+
+    def open(self) -> list[Known]:
+        """Those that wait for a release to serve."""
+        return [one for one in self._ledger.all("command", Known).values() if one.reply.status in OPEN and one.goals]
+
+    def take(self, message: Message) -> None:
+        """One message; returns when what it changed is on the disk."""
+        matched = TOPIC.match(message.topic)
+        if matched is None:
+            self._intake.refuse("command", f"topic {message.topic!r} names no command id")
+            return
+        with self._one, self._intake.moving:
+            known = self._ledger.get("command", matched["id"], Known)
+            reply = known.reply if known is not None else self._judge(message, matched["id"])
+        self._news.reply(reply)
+        if reply.status in {"rejected", "expired"}:
+            self._intake.refuse("command", reply.reason)
+
+    def finish(self, name: str, reply: Reply) -> None:
+        """The last word on a command that was believed."""
+        known = self._ledger.get("command", name, Known)
+        if known is not None:
+            self._ledger.put("command", name, replace(known, reply=reply))
+        self._news.reply(reply)
+
+    def _judge(self, message: Message, name: str) -> Reply:
+        if message.retain:
+            return rejected(name, "the command was published as retained; send it without retain")
+        try:
+            trusted = self._intake.require_trusted()
+        except TransferError as error:
+            return rejected(name, str(error))
+        floors = self._ledger.all("counter", int)
+        device, group = self._intake.device, self._intake.group
+        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self._intake.now())
+        if isinstance(command, Refusal):
+            return Reply(id=name, status=command.status, reason=command.reason)
+        if command.id != name:
+            return rejected(name, f"the topic names command {name}, its envelope {command.id}; send it anew")
+        return self._obey(command, trusted)
+
+    def _obey(self, command: Command, trusted: Trusted) -> Reply:
+        """Move the intent as the command says; what takes longer is done by those who wait for it."""
+        records = self._ledger.all("slot", SlotRecord)
+        reply, moved = Reply(id=command.id, status="accepted"), dict[str, SlotRecord]()
+        try:
+            moved = self._moved(command, records, trusted)
+        except EdgeError as error:
+            reply = replace(reply, status="failed", reason=str(error))
+        goals = {slot: record.desired for slot, record in moved.items() if record.desired is not None}
+        known = Known(command=command, reply=reply, at=datetime.now(UTC), goals=goals)
+        counter = ("counter", floor_key(command.scope, trusted.targets), command.counter)
+        slots: Facts = [("slot", slot, record) for slot, record in moved.items()]
+        self._ledger.put_all([counter, ("command", command.id, known), *slots, *self._outworn()], precious=True)
+        if moved:
+            self._intake.publish({**records, **moved})
+        elif reply.status in OPEN:
+            self._news.ask(command)
+        return reply
+
+    def _moved(self, command: Command, records: Mapping[str, SlotRecord], trusted: Trusted) -> dict[str, SlotRecord]:
+        """The slots that a command moves, as they are after it; none for a job."""
+        if command.verb is Verb.PIN:
+            release = self._named(command.release, trusted) if command.release else None
+            return moved_by(command, records, lambda record: pin(record, release, command.id))
+        if command.verb is Verb.ROLLBACK:
+            return moved_by(command, records, lambda record: roll_back(record, command.id))
+        return {}
+
+    def _named(self, name: str, trusted: Trusted) -> Ref:
+        """The release with a name: verified here, or listed today."""
+        for record in self._ledger.all("release", ReleaseRecord).values():
+            if record.ref.name == name and record.verified:
+                return record.ref
+        info = trusted.find(target_path(name))
+        if info is None:
+            raise InputError(f"release {name!r} is not listed: publish it first, or check its name")
+        return Ref(name=name, digest=info.sha256)
+
+    def _outworn(self) -> Facts:
+        """The oldest commands, beyond those that are kept."""
+        by_age = sorted(self._ledger.all("command", Known).items(), key=lambda one: one[1].at)
+        return [("command", name, None) for name, _ in by_age[: max(0, len(by_age) - KEPT)]]
+
+
+def moved_by(
+    command: Command, records: Mapping[str, SlotRecord], change: Callable[[SlotRecord], SlotRecord]
+) -> dict[str, SlotRecord]:
+    """The slots that a command names, changed.
+
+    Raises:
+        InputError: it names none of this device, or a release for several.
+    """
+    slots = [command.slot] if command.slot else sorted(records)
+    if command.release is not None and len(slots) != 1:
+        raise InputError("a pin names one slot; say which with --slot")
+    unknown = [slot for slot in slots if slot not in records]
+    if unknown or not slots:
+        raise InputError(f"no slot {', '.join(unknown)}; this device has {', '.join(sorted(records)) or 'none yet'}")
+    return {slot: change(records[slot]) for slot in slots}
+
+
+def rejected(name: str, reason: str) -> Reply:
+    """The answer to a command that is not believed."""
+    return Reply(id=name, status="rejected", reason=reason)
