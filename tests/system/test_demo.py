@@ -12,12 +12,13 @@ from tests.system.plant import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a minute, and more where other tests keep the cores busy
 def test_the_demo_goes_all_the_way(tmp_path):
     """Keys to rollback: a picture is drawn, no request fails, the slow release is refused for its speed."""
     out = tmp_path / "demo"
     done = subprocess.run(
         [sys.executable, "-m", "tools.demo", "--out", str(out)],
-        capture_output=True, text=True, timeout=280, cwd=ROOT, check=False,
+        capture_output=True, text=True, timeout=560, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     with Image.open(out / "inspected.png") as picture:
@@ -25,7 +26,7 @@ def test_the_demo_goes_all_the_way(tmp_path):
     assert str(out / "inspected.png") in done.stdout
     assert re.search(r"camera, in all: \d+ requests, 0 failed; .* by 20250628, .* by 20250629;", done.stdout)
     assert re.search(r"rejected \w+_20250630 \(speed\): .* FPS; its gate asks for 30 FPS", done.stdout)
-    assert re.search(r"done serving=\w+_20250628", done.stdout)
+    assert re.search(r"cam-7 done .*_20250628", done.stdout)
     assert [
         one.pid for one in psutil.process_iter(["cmdline"]) if str(out) in " ".join(one.info["cmdline"] or ())
     ] == []
