@@ -71,6 +71,7 @@ check "... and serves again: the agent hands the models over anew" until_true 30
 
 systemctl kill -s KILL edge-agent
 check "an agent that is killed comes back" until_true 30 is_not edge-agent NRestarts 0
+until_true 30 is edge-agent ActiveState active
 systemctl kill -s STOP edge-agent
 check "an agent that hangs is ended by the watchdog" until_true 60 journal_says edge-agent "Failed with result 'watchdog'"
 check "... and comes back" until_true 30 status_says confirmed
