@@ -86,6 +86,8 @@ class Connection:
         self._paho.on_publish = self._on_publish
         self._said_connected: Any = self._paho.on_connect
         self._paho.on_connect = self._on_connect
+        self._said_disconnected: Any = self._paho.on_disconnect
+        self._paho.on_disconnect = self._on_disconnect
         self._paho.on_socket_register_write = self._on_register_write
 
     async def subscribe(self, wanted: list[tuple[str, SubscribeOptions]]) -> None:
@@ -183,6 +185,19 @@ class Connection:
         waiting = self.answers.get(mid)
         if waiting is not None and not waiting.done():
             waiting.set_result(code)
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
+        """As aiomqtt's own, which leaves a connection that ends before it is accepted to its timeout."""
+        accepted = self.client._connected  # noqa: SLF001  see rule 5
+
+        def refuse() -> None:
+            if not accepted.done():
+                accepted.set_exception(aiomqtt.MqttError(f"the broker hung up before it accepted us ({code})"))
+
+        if accepted.done():
+            self._said_disconnected(client, userdata, flags, code, properties)
+        else:
+            self._loop.call_soon_threadsafe(refuse)
 
     def _on_register_write(self, _client: Any, _userdata: Any, door: Any) -> None:
         """As aiomqtt's own, which may watch the number of a closed socket, by then somebody else's, for ever."""

@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -235,10 +236,8 @@ def _transfer(store: Store, key: str, part: Part, pace: Pace, on_progress: Calla
 def _open(store: Store, key: str, part: Part) -> Download:
     """The rest of the object; all of it when the rest is of another one."""
     if part.offset:
-        try:
+        with suppress(Changed):
             return store.stream(key, part.offset, part.etag or None)
-        except Changed:
-            part.restart()
     return store.stream(key)
 
 

@@ -13,7 +13,7 @@ def until(condition, deadline_s=15.0, what=""):
         if value := condition():
             return value
         time.sleep(STEP_S)
-    raise AssertionError(f"not within {deadline_s} s: {what() if callable(what) else what or condition}")
+    raise AssertionError(f"not within {deadline_s} s: {what or condition}")
 
 
 async def reached(condition, deadline_s=15.0, what=""):
@@ -23,4 +23,4 @@ async def reached(condition, deadline_s=15.0, what=""):
         if value := condition():
             return value
         await asyncio.sleep(STEP_S)
-    raise AssertionError(f"not within {deadline_s} s: {what() if callable(what) else what or condition}")
+    raise AssertionError(f"not within {deadline_s} s: {what or condition}")
