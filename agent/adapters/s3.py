@@ -149,8 +149,12 @@ def _pieces(body: Any, where: str) -> Iterator[bytes]:
     raw = body._raw_stream  # noqa: SLF001  the SDK's own read() waits until its whole chunk is there
     gathered, due = bytearray(), time.monotonic() + HEARTBEAT_S
     while True:
-        with _translated(where):
-            arrived = raw.read1(min(RECEIVE_BYTES, CHUNK_BYTES - len(gathered)), decode_content=False)
+        try:
+            with _translated(where):
+                arrived = raw.read1(min(RECEIVE_BYTES, CHUNK_BYTES - len(gathered)), decode_content=False)
+        except TransferError:
+            yield bytes(gathered)  # on a network that cuts early and often, these bytes are all the progress there is
+            raise
         gathered += arrived
         if gathered and (not arrived or len(gathered) == CHUNK_BYTES or time.monotonic() >= due):
             yield bytes(gathered)

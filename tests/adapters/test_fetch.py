@@ -108,6 +108,16 @@ def test_a_cut_connection_is_continued(site, proxied, fault):
     assert proxy.down - before < SIZE - kept + 2000
 
 
+def test_connections_that_end_early_each_bring_something(site, proxied):
+    """Where no connection lives for a whole step of the stream, every one still adds what it brought."""
+    proxy, store = proxied
+    for number in range(1, 4):
+        proxy.cut_after = proxy.down + 400_000
+        with pytest.raises(TransferError):
+            site.fetch(store)
+        assert site.synced() > number * 390_000
+
+
 def test_a_silent_connection_ends_and_is_continued(site, proxied, monkeypatch):
     """A black hole is left after the read timeout, with what came before it."""
     monkeypatch.setattr(s3, "READ_S", 0.3)
