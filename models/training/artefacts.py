@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 OPSET = 17
 HELD_OUT = 500  # plates
-GOLDEN = 4  # plates, the first of the held-out ones
 TIMED_RUNS = 200
 TIMED_SECONDS = 15.0  # a slow graph is timed for no longer
 CANDIDATE_SCORE = 0.01  # mAP looks at the whole curve, not at what a user would see
@@ -67,13 +66,13 @@ class Measured:
     memory_mb: float  # peak of a process that loads and runs it
 
 
-def release(name: str, training: dict[str, Any], config: str, out: Path) -> Measured:
-    """Writes config, golden samples and metadata for the graph in `out`/weights and gives what was measured."""
+def release(name: str, training: dict[str, Any], config: str, count: int, out: Path) -> Measured:
+    """Writes config, `count` golden samples and metadata for the graph in `out`/weights and gives what was measured."""
     weights = weights_of(name, out)
     for folder in ("metadata", "configs", "golden"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / "configs" / f"{name}_config.yaml").write_text(config, encoding="utf-8")
-    samples, outputs = golden(weights)
+    samples, outputs = golden(weights, count)
     agree(weights, samples, outputs, yaml.safe_load(config)["gates"]["parity"])
     np.savez_compressed(
         out / "golden" / f"{name}_golden.npz",
@@ -135,10 +134,10 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def golden(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Inputs [S, 3, H, W] and the reference outputs for them, boxes [S, N, 4] and scores [S, N, C]."""
+def golden(path: Path, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Inputs [S, 3, H, W] of the first held-out plates and the reference outputs for them, boxes [S, N, 4] and scores [S, N, C]."""
     session = open_session(path)
-    samples = [pixels_of(HELD_OUT_FROM + place) for place in range(GOLDEN)]
+    samples = [pixels_of(HELD_OUT_FROM + place) for place in range(count)]
     outputs = [session.run(["boxes", "scores"], {"input": sample}) for sample in samples]
     return np.concatenate(samples), [np.concatenate(one) for one in zip(*outputs, strict=True)]
 
