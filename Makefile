@@ -28,6 +28,7 @@ check: env
 	$(PYTHON) -m pytest -q tests/test_layers.py
 
 bench: env
+	tools/mosquitto.sh
 	for program in benchmarks/[a-z]*.py; do $(PYTHON) $$program || exit 1; done
 
 clean:

@@ -1,0 +1,51 @@
+"""How a benchmark tells its figures: one JSON object on its last line, and a section of RESULTS.md."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEAD = "# Results\n\nWritten by the programs in this folder: `make bench`. A ratio's peer ran in the same minute.\n"
+CPUINFO = Path("/proc/cpuinfo")
+TREE_MODEL = Path("/sys/firmware/devicetree/base/model")
+
+Figures = Mapping[str, float | int | str]
+
+
+def machine() -> str:
+    """Processor and cores that this process may use."""
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def processor() -> str:
+    """The processor's name, or the board's where processors have none."""
+    names = re.findall(r"^model name\s*:\s*(.+)$", CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
+    if names:
+        return str(names[0])
+    return TREE_MODEL.read_text(encoding="utf-8").strip("\0") if TREE_MODEL.exists() else platform.machine()
+
+
+def tell(figures: Figures) -> None:
+    """Print the figures as one line of JSON."""
+    print(json.dumps(dict(figures)))
+
+
+def write(program: str, claims: Mapping[str, str], figures: Figures) -> None:
+    """Replace the program's section of RESULTS.md.
+
+    Args:
+        program: its name.
+        claims: what each figure means, in the order of the table.
+        figures: the values.
+    """
+    rows = [f"| {claims[key]} | {figures[key]} |" for key in claims]
+    lines = [f"## {program}", "", f"{machine()}, {datetime.now(UTC):%Y-%m-%d}", "", "| what | measured |", "|---|---|"]
+    section = "\n".join([*lines, *rows]) + "\n"
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
+    before, *others = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    sections = {one.split("\n", 1)[0]: one.strip() + "\n" for one in others} | {f"## {program}": section}
+    RESULTS.write_text("\n".join([before.strip() + "\n", *sections.values()]), encoding="utf-8")
