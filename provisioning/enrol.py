@@ -78,7 +78,7 @@ def folders_in(folder: Path) -> dict[str, Any]:
     return {
         "state_folder": str(folder / "state"),
         "run_folder": str(folder / "run"),
-        "runner": {"folder": str(folder / "runner")},
+        "runner": {"folder": str(folder / "runner"), "tcp": None},  # two trials share no port
     }
 
 

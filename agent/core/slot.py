@@ -6,6 +6,7 @@
 4. What was rolled away from is not a way back.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from msgspec.structs import replace
@@ -58,17 +59,23 @@ def lift(record: SlotRecord) -> SlotRecord:
     return replace(record, override=None, override_verb="", override_by="")
 
 
-def roll_back(record: SlotRecord, by: str) -> SlotRecord:
-    """The record after an operator's rollback: to the newest confirmed release that is not the desired one.
+def roll_back(record: SlotRecord, by: str, rejected: Collection[Ref]) -> SlotRecord:
+    """The record after an operator's rollback: to the newest confirmed release before the one that was meant to run.
+
+    Where that one was rejected the device went back by itself: the operator means the one before what runs now.
 
     Raises:
-        InputError: no other release was confirmed on this device.
+        InputError: no such release was confirmed on this device.
     """
-    older = next((place.ref for place in record.good if place.ref != record.desired), None)
+    left = {record.desired}
+    if record.desired in rejected and record.last_good is not None:
+        left.add(record.last_good.ref)
+    older = next((place.ref for place in record.good if place.ref not in left), None)
     if older is None:
         raise InputError(
-            f"slot {record.slot}: there is nothing to roll back to, since no release other than {record.desired} was "
-            "confirmed on this device; deploy or pin the release you want"
+            f"slot {record.slot}: there is nothing to roll back to, since no release other than "
+            f"{' and '.join(sorted(str(ref) for ref in left))} was confirmed on this device; "
+            "deploy or pin the release you want"
         )
     return replace(record, override=older, override_verb="rollback", override_by=by)
 

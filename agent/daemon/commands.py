@@ -21,7 +21,7 @@ from agent.adapters.tuf_client import Trusted
 from agent.core.documents import Document
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Command, Reply, Verb
-from agent.core.records import ReleaseRecord
+from agent.core.records import Rejection, ReleaseRecord
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord, pin, roll_back
 from agent.daemon.intake import Intake
@@ -86,18 +86,18 @@ class Commands:
 
     def _judge(self, message: Message, name: str) -> Reply:
         if message.retain:
-            return rejected(name, "the command was published as retained; send it without retain")
+            return refusal(name, "the command was published as retained; send it without retain")
         try:
             trusted = self._intake.require_trusted()
         except TransferError as error:
-            return rejected(name, str(error))
+            return refusal(name, str(error))
         floors = self._ledger.all("counter", int)
         device, group = self._intake.device, self._intake.group
         command = believe_command(message.payload, trusted.targets, device, {group}, floors, self._intake.now())
         if isinstance(command, Refusal):
             return Reply(id=name, status=command.status, reason=command.reason)
         if command.id != name:
-            return rejected(name, f"the topic names command {name}, its envelope {command.id}; send it anew")
+            return refusal(name, f"the topic names command {name}, its envelope {command.id}; send it anew")
         return self._obey(command, trusted)
 
     def _obey(self, command: Command, trusted: Trusted) -> Reply:
@@ -125,7 +125,8 @@ class Commands:
             release = self._named(command.release, trusted) if command.release else None
             return moved_by(command, records, lambda record: pin(record, release, command.id))
         if command.verb is Verb.ROLLBACK:
-            return moved_by(command, records, lambda record: roll_back(record, command.id))
+            rejected = {one.ref for one in self._ledger.all("rejection", Rejection).values()}
+            return moved_by(command, records, lambda record: roll_back(record, command.id, rejected))
         return {}
 
     def _named(self, name: str, trusted: Trusted) -> Ref:
@@ -161,6 +162,6 @@ def moved_by(
     return {slot: change(records[slot]) for slot in slots}
 
 
-def rejected(name: str, reason: str) -> Reply:
+def refusal(name: str, reason: str) -> Reply:
     """The answer to a command that is not believed."""
     return Reply(id=name, status="rejected", reason=reason)

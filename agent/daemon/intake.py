@@ -7,6 +7,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -26,6 +27,8 @@ from agent.trust.deployment import PAIR_BYTES, Taken, believe_deployment
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.listing import target_path
+
+ASK_AGAIN_S = 60.0
 
 
 class StoreState(Document):
@@ -61,6 +64,7 @@ class Intake:
         self._keyring = keyring
         self._news = news
         self._built = built
+        self._asked = -ASK_AGAIN_S
         self._polling = asyncio.Lock()
         self.moving = threading.Lock()  # intent is moved by one thread at a time
 
@@ -123,15 +127,23 @@ class Intake:
             self._deploy(trusted.read(path, PAIR_BYTES), trusted)
 
     def _take_pair(self, raw: bytes) -> None:
-        """A deployment by message; where it names what is not listed here yet, the store is asked at once."""
+        """A deployment by message; where it names a release or a key that is not known yet, the store is asked."""
         try:
             trusted = self.require_trusted()
             if any(trusted.find(target_path(goal.name)) is None for goal in self._deploy(raw, trusted)):
                 self._news.post(self.poll_now.set)
         except TrustError as error:
             self.refuse("deployment", str(error))
+            self._ask_now_and_then()
         except TransferError as error:
             self.store = StoreState(last_sync=self.store.last_sync, expires=self.store.expires, error=str(error))
+
+    def _ask_now_and_then(self) -> None:
+        """The store may know a new key; but whoever can publish garbage cannot make us ask all the time."""
+        now = time.monotonic()
+        if now - self._asked > ASK_AGAIN_S:
+            self._asked = now
+            self._news.post(self.poll_now.set)
 
     def _deploy(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
         """Move the intent as the pair says; the releases that it means for this device."""

@@ -293,7 +293,8 @@ class Reconciler:
         said = {"slot": self.slot, "release": ref_of(step).name, "candidate": str(place.candidate) if place else ""}
         match outcome:
             case Success():
-                self._news.tell(EVENTS.get(name, name), **said, step=name, outcome="done")
+                reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else ""
+                self._news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)
                 if self._tries[ref_of(step)] == 1:
@@ -302,6 +303,10 @@ class Reconciler:
                 self._show(name, subject_of(step), failure.reason)
                 self._news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
         self._changed()
+
+    def _why_rejected(self, ref: Ref) -> str:
+        rejection = self._ledger.get("rejection", ref.digest, Rejection)
+        return rejection.failure.reason if rejection is not None else ""
 
 
 EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "verify": "verified", "trial": "passed",

@@ -3,6 +3,7 @@
 Few knobs: how to run a model travels with the model, signed. No setting here skips a gate or a check.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from agent.core.documents import Document, from_yaml
 from agent.core.errors import InputError
 
 Seconds = Annotated[float, Meta(gt=0)]
+SOCKET_BYTES = 107  # Linux: sun_path with its end
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -98,4 +100,14 @@ def read_settings(path: Path) -> Settings:
         raise InputError(
             f"{path}: {error.strerror}; `edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
         ) from error
-    return from_yaml(Settings, content, str(path))
+    settings = from_yaml(Settings, content, str(path))
+    for name, socket in (
+        ("run_folder", settings.run / "control.sock"),
+        ("runner.folder", settings.runner.models_socket),
+    ):
+        if len(os.fsencode(socket)) > SOCKET_BYTES:
+            raise InputError(
+                f"{path}: {name}: {socket} has more than {SOCKET_BYTES} bytes, too long for a unix socket; "
+                "choose a shorter folder"
+            )
+    return settings

@@ -21,7 +21,8 @@ from agent.core.intent import Command, Reply, Rollout, Verb, Wave
 from agent.core.messages import Counters
 from agent.core.slot import SlotRecord
 from agent.daemon import news, report
-from agent.daemon.intake import COMMAND_TOPIC, StoreState
+from agent.daemon.commands import TOPIC
+from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 from agent.daemon.reconcile import EVENTS
 from agent.daemon.state import BrokerState, Reported, RunnerState, SlotState, State, reported
@@ -100,8 +101,8 @@ def test_the_device_hears_what_is_written():
     link = Link(BrokerSettings(host="h"), "{device}", ["{group}"], outbox=None, birth=bytes, will=b"", receive=None)
     heard = {topic.replace("+", "{id}") for topic, _ in link._subscriptions()}
     assert heard == addresses("receive")
-    assert COMMAND_TOPIC.match(device_topic("cam-1", "cmd", "0123-abcd", "req"))
-    assert COMMAND_TOPIC.match(group_topic("line-1", "cmd", "0123-abcd", "req"))
+    assert TOPIC.match(device_topic("cam-1", "cmd", "0123-abcd", "req"))
+    assert TOPIC.match(group_topic("line-1", "cmd", "0123-abcd", "req"))
 
 
 def test_messages_live_as_long_as_is_written():
