@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -75,14 +74,6 @@ def hardware() -> str:
     tree = _line(TREE_MODEL)
     board = " ".join(filter(None, (_line(BOARD / "sys_vendor"), _line(BOARD / "product_name"))))
     return tree or board or _architecture()
-
-
-def last_sync() -> datetime | None:
-    """When the clock was last known to be right."""
-    try:
-        return datetime.fromtimestamp(SYNCHRONISED.stat().st_mtime, UTC)
-    except OSError:
-        return None
 
 
 def _architecture() -> str:

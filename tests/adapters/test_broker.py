@@ -378,16 +378,54 @@ async def test_a_lost_link_leaves_no_socket(mosquitto, outbox, new_proxy):
         await reached(lambda: _descriptors() <= before)
 
 
-async def test_a_broker_that_hangs_up_at_once_is_not_waited_for(mosquitto, outbox, new_proxy, monkeypatch):
+async def test_a_broker_that_hangs_up_at_once_is_not_waited_for(outbox, monkeypatch):
     """A connection that ends before it is accepted is tried again at once, not after a timeout."""
     monkeypatch.setattr(connection, "ANSWER_S", 600.0)
-    proxy = new_proxy(mosquitto.port)
-    proxy.refuse = True
-    site = site_on(proxy.port, outbox)
-    async with site.running(connected=False):
-        await reached(lambda: proxy.connections > 3)
-        proxy.refuse = False
-        await reached(lambda: site.link.connected)
+    came = []
+
+    async def hang_up(reader, writer):
+        came.append(await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    site = site_on(server.sockets[0].getsockname()[1], outbox)
+    async with server, site.running(connected=False):
+        await reached(lambda: len(came) > 3)
+        assert "hung up" in site.link.last_error
+
+
+async def test_a_cancellation_that_a_library_swallows_ends_the_link(outbox, monkeypatch):
+    """What `asyncio.wait_for` inside aiomqtt may do with a cancellation before Python 3.12."""
+
+    @contextlib.asynccontextmanager
+    async def deaf(*_):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise aiomqtt.MqttError("swallowed") from None
+        yield
+
+    monkeypatch.setattr(broker, "connected", deaf)
+    async with site_on(1, outbox).running(connected=False):
+        await asyncio.sleep(0)
+
+
+async def test_a_flood_of_commands_waits_at_the_broker(site, mosquitto):
+    """No more than RECEIVE_MAXIMUM messages wait here for a slow disk; none is dropped."""
+    gate = asyncio.Event()
+
+    async def receive(message):
+        site.heard.append(message)
+        await gate.wait()
+
+    site.link.receive = receive
+    async with operator(mosquitto.port) as client, site.running():
+        for number in range(60):
+            await client.publish(device_topic(DEVICE, f"cmd/c{number}/req"), b"%d" % number, qos=1)
+        assert len(site.link._open.client.messages) < connection.RECEIVE_MAXIMUM
+        gate.set()
+        await reached(lambda: len(site.heard) == 60)
+    assert [int(message.payload) for message in site.heard] == list(range(60))
 
 
 async def test_a_black_hole_collects_no_sockets(mosquitto, outbox, new_proxy, monkeypatch):
