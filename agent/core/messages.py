@@ -207,6 +207,7 @@ class Facts(Document, tag=True):
     held: tuple[Ref, ...] = ()  # releases whose sealed memory files it keeps
     requests: int = 0  # all slots, since the start of the runner
     refused: int = 0  # 503 because of a swap or of no model
+    loop_lag_ms: float = 0.0  # the longest that its event loop was held up
 
 
 Reply = Welcome | Done | Refused | Loaded | Tried | Facts

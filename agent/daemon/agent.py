@@ -16,6 +16,7 @@ from agent.adapters import host, service
 from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
+from agent.adapters.pulse import Pulse
 from agent.adapters.store import Store, open_store
 from agent.adapters.tuf_client import Chain, TufClient
 from agent.core import plan
@@ -55,6 +56,7 @@ class Agent:
         self.settings = settings
         self.boot = uuid.uuid4().hex[:12]
         self.stopping = asyncio.Event()
+        self.pulse = Pulse()
         state = settings.state
         self.ledger = Ledger(state / "ledger.db")
         self.outbox = Outbox(state / "outbox.db")
@@ -75,7 +77,7 @@ class Agent:
         self.link = self._make_link()
         self.reporter = Reporter(
             settings, self.boot, self.ledger, self.outbox, self.news, self.intake, self.runner, self.reconcilers,
-            lambda: self.link, self.changed,
+            lambda: self.link, self.changed, self.pulse,
         )  # fmt: skip
         bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.jobs = Jobs(
@@ -104,6 +106,7 @@ class Agent:
                     tasks.create_task(self.reporter.run(), name="report"),
                     tasks.create_task(self.control.run(), name="control"),
                     tasks.create_task(self._beat(), name="beat"),
+                    tasks.create_task(self.pulse.run(), name="pulse"),
                 ]
                 if self.link is not None:
                     running.append(tasks.create_task(self.link.run(), name="broker"))

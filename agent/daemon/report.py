@@ -17,6 +17,7 @@ from agent.adapters import files, host
 from agent.adapters.broker import Link, device_topic
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
+from agent.adapters.pulse import Pulse
 from agent.core.documents import to_json
 from agent.core.messages import Counters, Facts, SlotFacts
 from agent.core.records import Rejection, TrialRecord
@@ -53,6 +54,7 @@ class Reporter:
         reconcilers: Mapping[str, Reconciler],
         link: Callable[[], Link | None],
         changed: Board[int],
+        pulse: Pulse,
     ) -> None:
         self._settings = settings
         self._boot = boot
@@ -64,6 +66,7 @@ class Reporter:
         self._reconcilers = reconcilers
         self._link = link
         self._changed = changed
+        self._pulse = pulse
         self._said: object = None
         self._before: dict[str, tuple[float, Counters]] = {}
 
@@ -194,11 +197,13 @@ class Reporter:
                 pid=line.welcome.pid if line is not None else 0,
                 error=self._runner.last_error,
                 found=line.welcome.found if line is not None else (),
+                loop_lag_ms=facts.loop_lag_ms if facts is not None else 0.0,
             ),
             ledger=self._ledger.trouble,
             refused=self._intake.refused.value,
             clock_synchronised=look.clock_synchronised,
             disk_free_mb=look.disk_free_mb,
+            loop_lag_ms=self._pulse.lag_ms,
             events=self._news.recent(),
         )
 

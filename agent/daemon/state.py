@@ -58,6 +58,7 @@ class RunnerState(Document):
     pid: int = 0
     error: str = ""
     found: tuple[Found, ...] = ()
+    loop_lag_ms: float = 0.0  # the longest that its event loop was held up since its start
 
 
 class State(Document, kw_only=True):
@@ -77,6 +78,7 @@ class State(Document, kw_only=True):
     refused: str = ""  # the newest intent that was not believed
     clock_synchronised: bool = False
     disk_free_mb: float = 0.0
+    loop_lag_ms: float = 0.0  # the longest that the agent's event loop was held up since its start
     events: tuple[Event, ...] = ()
 
 

@@ -83,14 +83,14 @@ class Holdings:
         """Notes that a release has served: from now on it is kept only while it is needed."""
         self._served.add(ref)
 
-    def forget(self, needed: Iterable[Ref]) -> None:
-        """Gives back the memory of releases that nobody needs."""
+    def forget(self, needed: Iterable[Ref]) -> list[int]:
+        """Drops the releases that nobody needs; the descriptors that hold their memory, to be closed."""
         kept = set(needed)
         fresh = [ref for ref in self._held if ref not in kept | self._served]
         kept.update(fresh[-FRESH:])
-        for ref in [ref for ref in self._held if ref not in kept]:
-            close_all(self._held.pop(ref).descriptors)
+        dropped = [self._held.pop(ref) for ref in list(self._held) if ref not in kept]
         self._served &= kept
+        return [descriptor for held in dropped for descriptor in held.descriptors]
 
     def _withdraw(self, ref: Ref) -> None:
         _, descriptors = self._offered.pop(ref, ((), ()))

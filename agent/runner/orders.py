@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import count
 
 from agent.adapters.channel import Channel, close_all, peer_uid
+from agent.adapters.pulse import Pulse
 from agent.core.candidate import Backend, Failure, Found
 from agent.core.documents import from_json
 from agent.core.errors import BackendError, InputError, Kind, TransferError
@@ -64,6 +65,8 @@ class Runner:
         self._agents: set[Channel[Ask]] = set()
         self._found = tasks.create_task(find_backends(), name="probe")
         self._is_telling = False
+        self._pulse = Pulse()
+        tasks.create_task(self._pulse.run(), name="pulse")
 
     async def attend(self, channel: Channel[Ask], uid: int) -> None:
         """Serves one agent until it leaves."""
@@ -93,6 +96,7 @@ class Runner:
             held=self._holdings.refs(),
             requests=self.door.requests,
             refused=self.door.refused,
+            loop_lag_ms=self._pulse.lag_ms,
         )
 
     async def _greet(self, channel: Channel[Ask]) -> bool:
@@ -179,7 +183,9 @@ class Runner:
 
     def _tell(self) -> None:
         self._is_telling = False
-        self._holdings.forget({ref for slot in self.slots.values() for ref in slot.needed()})
+        freed = self._holdings.forget({ref for slot in self.slots.values() for ref in slot.needed()})
+        if freed:  # a gigabyte of pages takes the kernel a tenth of a second
+            asyncio.get_running_loop().run_in_executor(None, close_all, freed)
         if not self._agents:
             return
         answer = Answer(id=0, reply=self.facts())
