@@ -87,7 +87,7 @@ def state():
 
 def reporter(tmp_path, **neighbours):
     settings = SimpleNamespace(device="cam-1", fps_s=10.0, state=tmp_path)
-    parts = dict.fromkeys(("ledger", "outbox", "news", "intake", "runner", "reconcilers", "link", "changed"))
+    parts = dict.fromkeys(("ledger", "outbox", "news", "intake", "runner", "reconcilers", "link", "changed", "pulse"))
     return report.Reporter(settings, "b", **(parts | neighbours))
 
 
