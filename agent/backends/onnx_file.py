@@ -47,10 +47,10 @@ def read_head(path: str | Path) -> OnnxHead:
         InputError: it is not there, truncated, or not an ONNX model.
     """
     try:
-        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return parse_head(mapped, str(path))
+        with Path(path).open("rb") as file:  # the map goes with its last view, which an error may still hold
+            return parse_head(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
     except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
-        raise InputError(f"{path}: this is not an ONNX model: {error}") from error
+        raise InputError(f"{path}: this is not an ONNX model: {error}; export it again") from error
 
 
 def parse_head(content: bytes | mmap.mmap, where: str) -> OnnxHead:
@@ -122,7 +122,7 @@ def _model(view: memoryview, where: str) -> OnnxHead:
         elif number == _GRAPH and isinstance(value, memoryview):
             graph = value
     if not ir_version or graph is None or not opsets:
-        raise InputError(f"{where}: this is not an ONNX model: it has no version, no operators or no graph")
+        raise InputError(f"{where}: this is not an ONNX model: it has no version, no operators or no graph; export it again")
     inputs, outputs, precisions = _graph(graph)
     return OnnxHead(ir_version, opsets, producer, inputs, outputs, precisions)
 

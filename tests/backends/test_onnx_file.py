@@ -40,6 +40,15 @@ def test_every_truncation_is_noticed(model):
     assert noticed >= len(content) - 1
 
 
+def test_a_truncated_file_is_no_model(tmp_path, model):
+    """A device maps the file: its truncation is told as what it is, and no device tries it again."""
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(model.read_bytes()[:-100])
+    with pytest.raises(BackendError, match="truncated or not one") as caught:
+        check_model(str(path), Compatibility(opset=17), Backend.CPU)
+    assert caught.value.kind is Kind.STRUCTURE
+
+
 def test_no_bytes_raise_anything_else(model):
     """Random bytes, and models with a random byte in them, give a head or an InputError."""
     chance = random.Random(7)
