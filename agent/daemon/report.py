@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from agent import VERSION
@@ -226,7 +226,7 @@ class Reporter:
             slot=record.slot,
             step=view.step if view is not None else "",
             working_on=view.working_on if view is not None else "",
-            reason=view.reason if view is not None else "",
+            reason=(view.reason if view is not None else "") or refusal(record, rejections),
             since=datetime.fromtimestamp(view.since if view is not None else time.time(), UTC),
             record=record,
             serving=place.ref.name if place else "",
@@ -244,3 +244,12 @@ class Reporter:
             trials=tuple(one for one in trials if one.place.ref in refs or one.failure is not None),
             rejections=tuple(one for one in newest),
         )
+
+
+def refusal(record: SlotRecord, rejections: Iterable[Rejection]) -> str:
+    """Why the wanted release is not what serves, where it was rejected; empty where it was not."""
+    said = next((one for one in rejections if one.ref == record.desired), None)
+    if said is None:
+        return ""
+    advice = "deploy another release" if said.failure.kind.is_final else "`edge-agent retry` tries it again"
+    return f"{said.ref.name} is wanted and was rejected ({said.failure.kind}): {said.failure.reason}; {advice}"

@@ -95,17 +95,16 @@ def short(release: str, slot: str) -> str:
 
 def doing(slot: SlotState) -> str:
     """What the slot works on, and what hinders it."""
-    if slot.step == "settled":
-        override = f"{slot.record.override_verb} holds" if slot.record.override_verb else ""
-        return override or "settled"
+    settled = slot.step == "settled" and slot.record.override_verb
+    step = f"{slot.record.override_verb} holds" if settled else slot.step
     progress = f" {slot.fetched / slot.fetch_size:.0%} of {slot.fetch_size / 1e6:.1f} MB" if slot.fetch_size else ""
     reason = f": {slot.reason}" if slot.reason else ""
-    return f"{slot.step}{progress}{reason}"
+    return f"{step}{progress}{reason}"
 
 
 def why(state: State, names: Iterable[str]) -> RenderableType:
     """The evidence behind what serves, what was rejected and why, and the newest events."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [Text(f"! {what}", style=BAD) for what in troubles(state)]
     for name in names:
         slot = state.slots[name]
         parts += [Text(reason_of(slot)), evidence_table(slot)]
