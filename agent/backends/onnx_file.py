@@ -122,7 +122,7 @@ def _model(view: memoryview, where: str) -> OnnxHead:
         elif number == _GRAPH and isinstance(value, memoryview):
             graph = value
     if not ir_version or graph is None or not opsets:
-        raise InputError(f"{where}: this is not an ONNX model: it has no version, no operators or no graph; export it again")
+        raise InputError(f"{where}: this is not an ONNX model: it lacks version, operators or graph; export it again")
     inputs, outputs, precisions = _graph(graph)
     return OnnxHead(ir_version, opsets, producer, inputs, outputs, precisions)
 

@@ -1,0 +1,156 @@
+"""A plant whose good release serves a camera all the time, and what has to be the same after whatever came."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.check import check_release
+from tests.fakes import mosquitto
+from tests.fakes.waiting import until
+from tests.system.listener import Listener
+from tests.system.plant import GROUP, MODELS, ONE, ROOT, TWO, Camera, Plant, golden
+from tests.system.steady import until_settled
+
+FRAME_S = 0.02  # a camera of 50 frames per second leaves the machine some time for the test
+FIXED = frozenset({"slot", "release", "grant", "counter"})  # the rest of the ledger is record: events, trials, floor
+LAST = frozenset({"done", "failed", "rejected", "expired"})
+
+
+class CalmCamera(Camera):
+    """As a camera is: a frame now and then, for ever."""
+
+    def take(self, answer):
+        super().take(answer)
+        time.sleep(FRAME_S)
+
+
+class Standing:
+    """A device that has confirmed the good release, a camera that asks it, and a desk that listens."""
+
+    def __init__(self, folder):
+        self.broker = mosquitto.Mosquitto(folder)
+        self.broker.start()
+        (folder / "plant").mkdir()
+        self.plant = Plant(folder / "plant", broker=self.broker)
+        self.store = Path(self.plant.url.removeprefix("file://"))
+        self.good, self.other = self.plant.publish(ONE), self.plant.publish(TWO)
+        self.sound = check_release(MODELS, TWO)
+        self.device = self.plant.device().start()
+        self.pair = self.plant.rollout(ONE)
+        until_settled(self.device, self.good)
+        self.listener = Listener(self.broker)
+        frame, wanted = golden(ONE)
+        self.camera = CalmCamera(self.device.door, frame, {"20250628": wanted})
+        self.camera.start()
+
+    def close(self):
+        self.camera.end()
+        self.listener.close()
+        self.plant.close()
+        self.broker.kill()
+
+    # --- what happens ------------------------------------------------------------------------------------------
+
+    def unsound(self, date, keys=None, **files):
+        """The bytes of a release that nobody checked: `keys` of its metadata, or whole files, are others."""
+        name = f"defect_detection_ssd_plates_{date}"
+        tree = {**json.loads(self.sound.metadata), "name": name, "version": date, **(keys or {})}
+        kept = {key: value for key, value in tree.items() if value is not None}
+        sound = replace(self.sound, name=name, metadata=json.dumps(kept).encode())
+        return replace(sound, **files)
+
+    def deploy(self, release):
+        """Deploy by a signed pair, as an operator does."""
+        self.pair = self.plant.rollout(release)
+
+    def say(self, pair):
+        """Publish bytes as the group's deployment."""
+        self.plant.say(f"edge/v1/groups/{GROUP}/deployment", pair, retain=True)
+
+    def answer(self, name):
+        """The last word on a command, as a client at the broker sees it."""
+        return self.listener.until(f"edge/v1/cam-1/cmd/{name}/res", lambda said: said["status"] in LAST)
+
+    # --- what is seen ------------------------------------------------------------------------------------------
+
+    def rejection(self, release, seconds=60.0):
+        """Wait until the device has rejected a release; why."""
+
+        def found():
+            return [one for one in self.device.slot().get("rejections", ()) if one["ref"]["digest"] == release.digest]
+
+        self.device.until(found, f"{release} is rejected", seconds)
+        return found()[0]["failure"]
+
+    def until_told(self, words, seconds=30.0):
+        """Wait until the commands tell something, in words."""
+        self.device.until(lambda: words in json.dumps(self.device.state(), ensure_ascii=False), words, seconds)
+        self.tells(words)
+
+    def tells(self, words):
+        """`status` and `why`, as their user gives them, say so."""
+        for name, said in told(self.device).items():
+            assert words in said, f"{name}: {said}"
+
+    @contextmanager
+    def unharmed(self, *, moved=False):
+        """Nothing but the record of it is left of what happens inside; `moved`: a deployment was believed on the way."""
+        files, facts = files_of(self.device), facts_of(self.device, moved=moved)
+        answers, failures = self.camera.answers, len(self.camera.failures)
+        yield
+        if moved:
+            self.deploy(ONE)
+        else:
+            self.say(self.pair)  # what a broker keeps is not the device's to clean
+        self.device.until(lambda: facts_of(self.device, moved=moved) == facts, "the facts are as before", 30)
+        until_settled(self.device, self.good)
+        until(lambda: files_of(self.device) == files, 10, f"{files_of(self.device)} are {files}")
+        until(lambda: self.camera.answers > answers + 2, 10, "the camera is answered")
+        assert self.device.is_alive()
+        assert self.camera.failures[failures:] == []
+        assert self.camera.wrong == []
+
+
+def told(device):
+    """What `status` and `why` print, without the breaks of a terminal."""
+    environment = {**os.environ, "COLUMNS": "2000"}
+    asked = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "agent.daemon.cli", name, "--config", str(device.config)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT,
+        )
+        for name in ("status", "why")
+    }  # fmt: skip
+    return {name: process.communicate(timeout=60)[0] for name, process in asked.items()}
+
+
+def files_of(device):
+    """Every file where the models lie."""
+    return sorted(str(path.relative_to(device.models)) for path in device.models.rglob("*") if path.is_file())
+
+
+def facts_of(device, *, moved=False):
+    """What the ledger holds, but for the record of what happened."""
+    path = Path(device.tree["state_folder"]) / "ledger.db"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as ledger:
+        rows = ledger.execute("SELECT kind, key, body FROM facts ORDER BY kind, key").fetchall()
+    kinds = FIXED if moved else FIXED | {"deployment"}
+    return {(kind, key): json.loads(body) for kind, key, body in rows if kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """A device that serves and has confirmed the good release, asked by a camera all the time."""
+    if mosquitto.program() is None:
+        pytest.skip("mosquitto is not here: run tools/mosquitto.sh")
+    one = Standing(tmp_path_factory.mktemp("standing"))
+    yield one
+    one.close()
