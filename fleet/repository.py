@@ -29,9 +29,10 @@ from tuf.api.metadata import (
 
 from agent.adapters.files import write_durably
 from agent.adapters.store import Exists, Missing, Store
-from agent.adapters.tuf_client import ALWAYS, ISSUED_AT, METADATA, TARGETS, Chain, TufClient
+from agent.adapters.tuf_client import ALWAYS, METADATA, TARGETS, Chain, TufClient
 from agent.core.errors import InputError, TrustError
 from agent.core.release import Ref
+from agent.trust.floor import ISSUED_AT
 from agent.trust.listing import target_path
 from fleet.keyring import ROLES, Keyring
 

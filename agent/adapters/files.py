@@ -2,7 +2,7 @@
 
 A file is replaced whole: temp beside it, fsync, rename, fsync of the folder. A reader sees the old content or
 the new, never half of one. Without the last fsync the rename itself may be lost. A temp file that a crash
-left behind starts with TEMP, is never read, and is removed by whoever opens the folder next.
+left behind starts with TEMP, is never read, and is removed at the next start.
 """
 
 import errno
@@ -83,8 +83,8 @@ def read_or_none(path: Path) -> bytes | None:
 
 
 def remove_temps(folder: Path) -> None:
-    """Removes what a crash left behind in `folder`."""
-    for left in folder.glob(f"{TEMP}*"):
+    """Removes what a crash left behind in `folder` and below."""
+    for left in list(folder.rglob(f"{TEMP}*")):
         with suppress(OSError):
             left.unlink()
 

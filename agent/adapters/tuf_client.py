@@ -36,7 +36,6 @@ from agent.adapters.store import Denied, Missing, Store, check_key
 from agent.core.documents import Document
 from agent.core.errors import InputError, TransferError, TrustError
 
-ISSUED_AT = "x-issued-at"
 METADATA = "metadata/"
 TARGETS = "targets/"
 ROOTS = 1024  # root rotations in a device's life; each of them is signed by the one before
@@ -65,7 +64,6 @@ class Chain:
     timestamp: Timestamp
     snapshot: Snapshot
     targets: Targets
-    issued: datetime | None  # when the timestamp was signed, where it says so
 
 
 class TargetInfo(Document):
@@ -83,14 +81,7 @@ class Trusted:
 
     def __init__(self, updater: Updater, store: Store, small: Path) -> None:
         chain = updater._trusted_set  # noqa: SLF001  see the top of the file
-        self.chain = Chain(
-            root=chain.root,
-            timestamp=chain.timestamp,
-            snapshot=chain.snapshot,
-            targets=chain.targets,
-            issued=_issued(chain.timestamp),
-        )
-        self.issued = self.chain.issued
+        self.chain = Chain(root=chain.root, timestamp=chain.timestamp, snapshot=chain.snapshot, targets=chain.targets)
         self.expires = chain.timestamp.expires
         self._updater = updater
         self._store = store
@@ -309,18 +300,6 @@ def _target_info(found: TargetFile, *, consistent: bool) -> TargetInfo:
 
 def _is_signed(content: bytes, info: TargetInfo) -> bool:
     return len(content) == info.length and hashlib.sha256(content).hexdigest() == info.sha256
-
-
-def _issued(timestamp: Timestamp) -> datetime | None:
-    text = timestamp.unrecognized_fields.get(ISSUED_AT)
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (TypeError, ValueError) as error:
-        raise TrustError(
-            f"timestamp.json: {ISSUED_AT} is {text!r}, not a time: its publisher must sign it anew"
-        ) from error
 
 
 def _short(error: Exception) -> str:

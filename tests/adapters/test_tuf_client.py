@@ -9,7 +9,7 @@ from agent.adapters.fetch import Mismatch
 from agent.adapters.store import Missing
 from agent.adapters.tuf_client import SMALL_COUNT, TufClient
 from agent.core.errors import InputError, TransferError, TrustError
-from agent.trust.floor import Floor, check_floor, seen
+from agent.trust.floor import Floor, check_floor, issued_at, seen
 from tests.adapters.tuf_repository import NOW, TufRepository
 from tests.fakes.store import FakeStore
 
@@ -24,7 +24,7 @@ class Device:
 
     def check(self, chain):
         found = seen(chain.root, chain.timestamp, chain.snapshot, chain.targets)
-        self.floor = check_floor(self.floor, found, chain.issued)
+        self.floor = check_floor(self.floor, found, issued_at(chain.timestamp))
 
     def refresh(self, now=NOW):
         return self.client.refresh(now)
@@ -58,7 +58,7 @@ def test_a_listed_target_is_found_with_what_is_signed_of_it(device, repository):
     assert repository.store.read(model.key, 600) == b"sealed" * 100
     assert trusted.read("policy/operators.json", 100) == b"{}"
     assert trusted.find("releases/other") is None
-    assert trusted.issued == NOW
+    assert issued_at(trusted.chain.timestamp) == NOW
     assert trusted.expires == NOW + timedelta(days=1)
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from agent.core.errors import InputError, TransferError, TrustError
+from agent.trust.floor import issued_at
 from fleet.repository import RENEW, Repository, expiries, listed_bytes
 from tests.fleet.desk import NEW, NOW, OLD, Desk
 
@@ -148,7 +149,7 @@ def test_an_expired_repository_can_be_renewed(desk):
     with pytest.raises(TrustError, match="has expired"):
         desk.device(now=late)
     desk.load().refresh(late)
-    assert desk.device(now=late).issued == late
+    assert issued_at(desk.device(now=late).chain.timestamp) == late
 
 
 def test_listing_roles_are_renewed_before_they_expire(desk):
