@@ -16,7 +16,7 @@ from agent.core.errors import InputError, TransferError
 from agent.core.intent import Reply, Verb, WaveAction
 from fleet import terminal
 from fleet.broker import Broker, broker_at
-from fleet.deploy import SOAK_S, LIFETIME, deploy, sign_command, steer
+from fleet.deploy import LIFETIME, SOAK_S, deploy, sign_command, steer
 from fleet.keyring import Keyring, check_word
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository, expiries

@@ -135,7 +135,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def golden(path: Path, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Inputs [S, 3, H, W] of the first held-out plates and the reference outputs for them, boxes [S, N, 4] and scores [S, N, C]."""
+    """Inputs [S, 3, H, W] of the first held-out plates, and their reference boxes [S, N, 4] and scores [S, N, C]."""
     session = open_session(path)
     samples = [pixels_of(HELD_OUT_FROM + place) for place in range(count)]
     outputs = [session.run(["boxes", "scores"], {"input": sample}) for sample in samples]

@@ -36,7 +36,9 @@ class Listener:
 
     def until(self, topic, holds=lambda _: True, seconds=60.0):
         """The first thing said under a topic that holds."""
-        return until(lambda: self.said(topic, holds), seconds, f"{topic}; heard {sorted({t for t, _, _ in self.heard})}")[0]
+        return until(
+            lambda: self.said(topic, holds), seconds, f"{topic}; heard {sorted({t for t, _, _ in self.heard})}"
+        )[0]
 
     def close(self):
         self.client.disconnect()

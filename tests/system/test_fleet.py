@@ -122,5 +122,7 @@ def test_a_retry_opens_what_was_rejected_for_speed(line):
     first = line.cam.slot()["rejections"][-1]["at"]
     said = outcome(line, line.command(line.cam, "retry"))
     assert said["result"]["reopened"] == [bad.name]
-    line.cam.until(lambda: (line.cam.slot().get("rejections") or [{"at": first}])[-1]["at"] != first, "rejected again", 120)
+    line.cam.until(
+        lambda: (line.cam.slot().get("rejections") or [{"at": first}])[-1]["at"] != first, "rejected again", 120
+    )
     assert line.cam.slot()["serving"] == ONE

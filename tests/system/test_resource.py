@@ -6,8 +6,6 @@ from tests.system.plant import BAD, ONE, SLOT, TWO, Camera, golden
 RESOURCE = {"slots": {SLOT: {"swap": "resource", "hold_s": 20.0}}}
 
 
-
-
 def test_requests_wait_while_the_one_seat_is_changed(plant):
     """Under `resource` no request fails as long as the change takes less than `hold_s`, and there is never a second seat."""
     one, two = plant.publish(ONE), plant.publish(TWO)
