@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent import VERSION
-from agent.adapters import host, service
+from agent.adapters import files, host, service
 from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
@@ -148,6 +148,7 @@ class Agent:
     def _begin(self) -> None:
         self._power_mode = host.readings(self.settings.state).power_mode
         self._slot_tasks: dict[str, asyncio.Task[None]] = {}
+        files.remove_temps(self.settings.state)
         self.steps.free_of_strays()
         self.intake.load()
         self.commands.resume()

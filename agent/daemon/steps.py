@@ -354,11 +354,9 @@ class Steps:
         return record is not None and record.last_good is not None and record.last_good.ref == ref
 
     def free_of_strays(self) -> None:
-        """Remove files that no release in the ledger owns, and what a crash left half written."""
+        """Remove files that no release in the ledger owns."""
         known = {release.ref.name for release in self._ledger.all("release", ReleaseRecord).values()}
         wanted = {ref.name for record in self._ledger.all("slot", SlotRecord).values() if (ref := record.desired)}
-        for folder in ("weights", "metadata", "configs"):
-            files.remove_temps(self.folder / folder)
         for path in (self.folder / "weights").glob("*.sealed*"):
             if path.name.split(".sealed")[0] not in known | wanted:
                 path.unlink(missing_ok=True)
