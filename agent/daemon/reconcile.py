@@ -147,6 +147,8 @@ class Reconciler:
         ref = ref_of(step)
         if isinstance(outcome, Success):
             self._tries.pop(ref, None)
+            if isinstance(step, plan.Confirm):  # chances are counted between two confirmations, not over months
+                self._misses.pop(step.place, None)
         elif isinstance(outcome, Later):
             self._back_off(ref)
         elif isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
