@@ -10,9 +10,10 @@ the last pair it took.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
@@ -112,12 +113,36 @@ def in_wave(device: str, salt: str, share: float) -> bool:
     return point < share
 
 
-def wanted(rollout: Rollout, wave: Wave, device: str) -> Mapping[str, Ref | None]:
+def wanted(
+    rollout: Rollout,
+    wave: Wave,
+    device: str,
+    standing: Mapping[str, Ref | None] = MappingProxyType({}),
+    confirmed: Collection[Ref] = (),
+) -> Mapping[str, Ref | None]:
     """The release each slot of this device should run under a pair that was believed.
 
-    A slot whose move has no start and is not yet in the wave wants nothing new: it is left out.
+    Run moves the devices that the wave reaches. Pause leaves every device as it is. Halt takes back a goal that is not
+    confirmed yet; revert takes back any. What has no start stays as it stands: dark is no way back.
+
+    Args:
+        rollout: which slot moves from where to where.
+        wave: how far.
+        device: its name, which decides whether the wave reaches it.
+        standing: what each slot was to run before.
+        confirmed: the releases that were confirmed here.
     """
-    forward = wave.action is not WaveAction.REVERT and in_wave(device, rollout.salt, wave.share)
-    if forward:
-        return {slot: move.goal for slot, move in rollout.slots.items()}
-    return {slot: move.start for slot, move in rollout.slots.items() if move.start is not None}
+    reached = in_wave(device, rollout.salt, wave.share)
+
+    def meant(slot: str, move: Move) -> Ref | None:
+        before = standing.get(slot)
+        match wave.action:
+            case WaveAction.RUN if reached:
+                return move.goal
+            case WaveAction.HALT if reached and move.goal in confirmed:
+                return move.goal
+            case WaveAction.PAUSE:
+                return before or move.start
+        return move.start or before
+
+    return {slot: meant(slot, move) for slot, move in rollout.slots.items()}

@@ -155,12 +155,13 @@ class Intake:
         believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
         if believed.same:
             return ()
-        goals = wanted(believed.rollout, believed.wave, self.device)
         old = self._ledger.all("slot", SlotRecord)
-        new = {slot: old.get(slot, SlotRecord(slot=slot)) for slot in {*old, *believed.rollout.slots}}
+        standing = {slot: record.deployed for slot, record in old.items()}
+        confirmed = {place.ref for record in old.values() for place in record.good}
+        goals = wanted(believed.rollout, believed.wave, self.device, standing, confirmed)
         new = {
-            slot: deploy(record, goals.get(slot, stays(record, slot, believed.rollout.slots)), believed.rollout.soak_s)
-            for slot, record in new.items()
+            slot: deploy(old.get(slot, SlotRecord(slot=slot)), goals.get(slot), believed.rollout.soak_s)
+            for slot in {*old, *goals}
         }
         facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
         self._ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
@@ -187,8 +188,3 @@ class Intake:
     def publish(self, records: Mapping[str, SlotRecord]) -> None:
         """Show new intent to those who act on it."""
         self._news.post(lambda: self.desired.post(records))
-
-
-def stays(record: SlotRecord, slot: str, moves: Mapping[str, object]) -> Ref | None:
-    """What a slot keeps that the rollout names but this device's wave does not reach; none that it does not name."""
-    return record.deployed if slot in moves else None

@@ -203,7 +203,7 @@ class Door:
 
     def _readiness(self) -> Any:
         dark = sorted(slot.name for slot in self._slots.values() if slot.order is not None and slot.serving is None)
-        if dark or not self._slots:
+        if dark or all(slot.serving is None for slot in self._slots.values()):
             raise HttpError(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"no model serves in: {', '.join(dark) or 'any slot'}", retry_after(1)
             )

@@ -168,6 +168,8 @@ class Runner:
                 slot.promote(order)
             case Unload():
                 await slot.unload(order.place)
+                if slot.is_unused and self.slots.pop(order.slot, None) is not None:
+                    await slot.close()
         return Done()
 
     def _slot(self, name: str) -> Slot:

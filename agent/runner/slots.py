@@ -2,7 +2,8 @@
 
 1. A swap is one assignment. A request inside the old seat finishes there; the next one meets the new seat.
 2. When the serving seat crashes or hangs, the fall-back serves. Without one it is started again from the sealed
-   files, proven and promoted: RESTARTS times a minute at most, then the slot gives up and says so.
+   files, proven and promoted: RESTARTS times a minute at most, then the slot gives up and says so. From then on it
+   is the agent's turn: requests wait for it for `hold_s` in all, not each for so long.
 3. A request that was under way in a seat that died is asked again, once. One that kills two seats is at fault
    itself. Requests that only waited behind it are asked again until `hold_s` is over.
 4. A failed answer, or one with NaN or Inf, is asked of the fall-back too. When that answers well, the seat is
@@ -12,9 +13,11 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -79,7 +82,7 @@ class Slot:
         self._faults = 0
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._restarting: Place | None = None
-        self._gave_up = False  # until the agent loads something: requests need not wait
+        self._hopeless_at = math.inf  # monotonic; from then on, until the agent loads something, no request waits
         self._incidents: deque[Incident] = deque(maxlen=INCIDENTS)
 
     # --- orders of the agent ---------------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ class Slot:
         Raises:
             BackendError: the release is not held, or the seat cannot load it.
         """
-        self._gave_up = False
+        self._hopeless_at = math.inf
         seat = self._seats.get(place)
         if seat is not None and seat.state == "draining":
             await seat.ended.wait()
@@ -162,6 +165,11 @@ class Slot:
             await seat.leave()
         await self._end(place)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is here and nothing was ever to serve: a trial or bench is over."""
+        return self.order is None and not self._seats
+
     async def close(self) -> None:
         """Ends every seat; nothing is asked any more."""
         self._restarting = None
@@ -203,13 +211,14 @@ class Slot:
 
     async def _lease(self, give_up: float) -> Seat:
         while self.serving is None:
-            if self.order is None or self._gave_up:
+            now = time.monotonic()
+            if self.order is None or now >= self._hopeless_at:
                 raise TransferError(f"{self.name}: no model serves, and none is on its way")
-            try:
-                async with asyncio.timeout_at(give_up):
+            if now >= give_up:
+                raise TransferError(f"{self.name}: no model serves at the moment; try again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(give_up, self._hopeless_at)):
                     await self._up.wait()
-            except TimeoutError:
-                raise TransferError(f"{self.name}: no model serves at the moment; try again") from None
         return self.serving
 
     async def _ask(self, seat: Seat, lane: Lane, asked: Callable[[Held], Asked]) -> Answered:
@@ -296,7 +305,7 @@ class Slot:
         return not full or time.monotonic() - self._restarts[0] > RESTARTS_WITHIN_S
 
     def _give_up(self) -> str:
-        self._restarting, self._gave_up = None, True
+        self._restarting, self._hopeless_at = None, time.monotonic() + self.hold_s
         return f"gave up after {RESTARTS} restarts within {RESTARTS_WITHIN_S:g} s"
 
     # --- what all of it rests on -----------------------------------------------------------------------------------
