@@ -271,8 +271,8 @@ class Seat:
     def _kill(self) -> None:
         assert self._process is not None
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            with suppress(ProcessLookupError):  # not Process.kill(): it may reap the child, and how it ended is lost
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def _last_words(self) -> str:
         assert self._process is not None
