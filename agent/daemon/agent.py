@@ -178,8 +178,9 @@ class Agent:
                 continue
 
     async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
-        """One task for each slot that is or was ever wanted."""
+        """One task for each slot that is or was ever wanted; what a change of mind left half fetched is removed."""
         async for records in self.intake.desired.changes():
+            await asyncio.to_thread(self.steps.free_of_strays)
             for slot in records:
                 if slot not in self.reconcilers:
                     reconciler = Reconciler(

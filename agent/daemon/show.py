@@ -128,7 +128,9 @@ def reason_of(slot: SlotState) -> str:
     serves = f"serves {slot.serving} on {slot.candidate}" if slot.serving else "serves nothing"
     held = "confirmed" if slot.confirmed else "in its soak"
     also = f"; last good is {record.last_good.ref.name}" if record.last_good and not slot.confirmed else ""
-    return f"{slot.slot} {serves}{f', {held}' if slot.serving else ''}{also}. Wanted: {wanted}, {by}."
+    return (
+        f"{slot.slot} {serves}{f', {held}' if slot.serving else ''}{also}. Wanted: {wanted}, {by}. Now: {doing(slot)}"
+    )
 
 
 def evidence_table(slot: SlotState) -> Table:

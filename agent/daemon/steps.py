@@ -167,10 +167,14 @@ class Steps:
         def count(done: int) -> None:
             progress.done = done
 
-        fetch(
-            self._store, info.key, destination, info.length, info.sha256,
-            on_progress=count, should_stop=stop.is_set, rate_limit=self._rate_limit,
-        )  # fmt: skip
+        try:
+            fetch(
+                self._store, info.key, destination, info.length, info.sha256,
+                on_progress=count, should_stop=stop.is_set, rate_limit=self._rate_limit,
+            )  # fmt: skip
+        except TransferError:
+            self.free_of_strays()  # stopped because another release is wanted: what came is of no use
+            raise
         self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=listing.tree()))
 
     def _listed(self, ref: Ref) -> TargetInfo:
