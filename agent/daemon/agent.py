@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent import VERSION
-from agent.adapters import files, host, service
+from agent.adapters import files, folder_watch, host, service
 from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
@@ -157,7 +157,11 @@ class Agent:
         self.news.tell("started", reason=f"agent {VERSION}, boot {self.boot}")
 
     async def _poll(self) -> None:
-        """Ask the store now and then, or when somebody wants it."""
+        """Ask the store now and then, when somebody wants it, and when a folder says that it has news."""
+        with folder_watch.watched(self.settings.store.url, lambda: self.news.post(self.intake.poll_now.set)):
+            await self._keep_polling()
+
+    async def _keep_polling(self) -> None:
         failures = 0
         while True:
             self.intake.poll_now.clear()

@@ -1,0 +1,46 @@
+"""A store in a folder says when something was published into it: nobody waits for the next poll.
+
+Only the timestamp counts: it is replaced last. Where the file system tells nothing (a network share), polling goes on.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+TIMESTAMP = "timestamp.json"
+
+
+class Publication(FileSystemEventHandler):
+    """Calls when a new timestamp lies there."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """One change in the folder; from a thread of the observer's."""
+        if event.event_type in {"moved", "created", "modified"} and TIMESTAMP in {
+            Path(str(path)).name for path in (event.src_path, event.dest_path) if path
+        }:
+            self._wake()
+
+
+@contextmanager
+def watched(url: str, wake: Callable[[], object]) -> Iterator[None]:
+    """Calls `wake` at each publication while the store at `url` is a folder that can be watched."""
+    parts = urlsplit(url)
+    folder = Path(unquote(parts.path)) / "metadata"
+    if parts.scheme != "file" or not folder.is_dir():
+        yield
+        return
+    observer = Observer()
+    observer.schedule(Publication(wake), str(folder))
+    observer.start()
+    try:
+        yield
+    finally:
+        observer.stop()
+        observer.join()
