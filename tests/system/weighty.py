@@ -18,7 +18,7 @@ FEATURES = 3 * 16 * 16
 class Weighty:
     """One release: `checked` is to be published, `frame` to be asked, `answer` what it says to that."""
 
-    def __init__(self, folder, date, megabytes):
+    def __init__(self, folder, date, megabytes, backends=("openvino", "cpu")):
         self.name = f"{SLOT}_ssd_plates_{date}"
         self.version = date
         for room in ("weights", "metadata", "configs", "golden"):
@@ -27,7 +27,7 @@ class Weighty:
         weights = np.random.default_rng(int(date)).normal(size=(FEATURES, outputs)).astype(np.float32)
         save_model(folder / "weights" / f"{self.name}.onnx", weights)
         (folder / "metadata" / f"{self.name}_metadata.json").write_text(json.dumps(metadata(self.name, outputs)))
-        (folder / "configs" / f"{self.name}_config.yaml").write_text(yaml.safe_dump(CONFIG))
+        (folder / "configs" / f"{self.name}_config.yaml").write_text(yaml.safe_dump(CONFIG | {"backends": [*backends]}))
         self.frame = np.random.default_rng(7).uniform(size=SHAPE).astype(np.float32)
         np.savez(folder / "golden" / f"{self.name}_golden.npz", **{"in.input": self.frame})
         self.checked = check_release(folder, self.name)
@@ -35,7 +35,7 @@ class Weighty:
             self.answer = {"scores": golden["out.scores"].reshape(1, -1)}
 
 
-CONFIG = {"input_size": list(SHAPE[2:]), "confidence_threshold": 0.5, "backends": ["openvino", "cpu"], "warm_up": 2}
+CONFIG = {"input_size": list(SHAPE[2:]), "confidence_threshold": 0.5, "warm_up": 2}
 
 
 def metadata(name, outputs):
