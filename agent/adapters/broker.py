@@ -105,8 +105,11 @@ class Link:
             try:
                 await self._connect_once()
             except LOST as error:
-                self.last_error = str(error) or type(error).__name__
-                log.info("broker %s:%d: %s", self.settings.host, self.settings.port, self.last_error)
+                self.last_error = (
+                    f"{self.settings.host}:{self.settings.port}: {str(error) or type(error).__name__}: "
+                    "check the network and `broker:` in agent.yaml; it is tried again"
+                )
+                log.info("broker %s", self.last_error)
             _end_if_cancelled()
             lost = 0 if self.connections > came else min(lost + 1, 12)
             await asyncio.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**lost)))  # noqa: S311  jitter

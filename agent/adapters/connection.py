@@ -38,12 +38,13 @@ STATE_EXPIRY_S = 7 * 24 * 3600
 WILL_DELAY_S = 5  # a reconnect within it is no news
 ANSWER_S = 10.0  # the broker's time for CONNACK, SUBACK, PUBACK
 FAREWELL_S = 2.0
+HOST = r"^[\w:%-]{1,63}(\.[\w-]{1,63})*\.?$"  # for a name that cannot be one the resolver raises no OSError
 
 
 class BrokerSettings(Document):
     """Where the broker is and who we are there; `broker:` in agent.yaml."""
 
-    host: str
+    host: Annotated[str, Meta(pattern=HOST)]
     port: Annotated[int, Meta(ge=1, le=65535)] = 8883
     tls: bool = True
     ca: str | None = None  # PEM file; None: the system's authorities
