@@ -181,7 +181,10 @@ class Steps:
         trusted = self._trusted()
         if trusted is None:
             raise TransferError("nothing verified is known of the store yet: waiting for the first contact")
-        info = trusted.find(target_path(ref.name))
+        try:
+            info = trusted.find(target_path(ref.name))
+        except TrustError as error:  # of what the store serves now, not of the release
+            raise TransferError(f"{ref.name}: {error}") from error
         if info is None:
             raise TransferError(
                 f"{ref.name}: the store did not list it when last asked; it is asked again. Is the release published?"
