@@ -6,6 +6,7 @@ from statistics import median
 
 import pytest
 
+from tests.fakes.waiting import until
 from tests.system.plant import ONE, TWO
 from tests.system.steady import events, resident, start_cameras, until_settled
 
@@ -61,8 +62,10 @@ def seat_of(device):
 
 def soak_of(device, release):
     """Seconds from when what serves began to serve, by the runner's clock, to its confirmation."""
-    confirmed, event = events(device, "confirmed")[-1]
-    assert event["release"] == release.name
+    until(
+        lambda: events(device, "confirmed")[-1][1]["release"] == release.name, what="the event, written after the fact"
+    )
+    confirmed, _ = events(device, "confirmed")[-1]
     return (confirmed - datetime.fromisoformat(device.slot()["serving_since"])).total_seconds()
 
 
