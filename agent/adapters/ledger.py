@@ -3,15 +3,18 @@
 1. Every change is one transaction, synced before it counts (WAL, synchronous FULL).
 2. Facts are documents under (kind, key); the types in `agent.core` say what is in them.
 3. After a change that must not be lost (intent, counters, confirmations) a copy is kept beside the ledger. A ledger
-   that is corrupt is moved aside, never deleted, and the copy takes its place: the last good release serves on.
-4. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
+   that is corrupt is moved aside, never deleted, and the copy takes its place: the last good release serves on. The
+   copy takes the place of a ledger that is gone, too.
+4. Only what SQLite calls corrupt is corrupt. A disk that is full or refuses says nothing against the ledger: nothing
+   is moved, and opening it is tried again.
+5. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
    for a write.
 """
 
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,20 +26,28 @@ from agent.core.errors import TransferError
 
 T = TypeVar("T")
 
+CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+PRIMARY = 0xFF  # the low byte of an extended result code (sqlite.org/rescode.html)
+BESIDE = ("-wal", "-shm")  # files of SQLite's that belong to a ledger's file
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID
 """
 BUSY_MS = 5_000  # `edge-agent` commands may look at the ledger while the daemon writes
 
 
+class CorruptError(TransferError):
+    """The file is no whole SQLite file."""
+
+
 class Ledger:
     """Facts under (kind, key)."""
 
     def __init__(self, path: Path) -> None:
-        """Open the ledger, or the copy of it where it is corrupt.
+        """Open the ledger, or the copy of it where it is corrupt or gone.
 
         Raises:
-            TransferError: the disk refuses.
+            TransferError: the disk refuses; the ledger and its copy are as they were.
         """
         self.path = path
         self.copy = path.with_name(path.name + ".copy")
@@ -45,7 +56,11 @@ class Ledger:
         with files.saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._database = self._open()
-        self._reader = self._connect(path)
+        try:
+            self._reader = self._connect()
+        except BaseException:
+            self._database.close()
+            raise
 
     @staticmethod
     def examine(path: Path) -> str:
@@ -100,45 +115,65 @@ class Ledger:
         self.put_all([(kind, key, None)])
 
     def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect(self.path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
-                raise TransferError(f"{self.path}: cannot be opened: {error}; check owner, mode and disk") from error
-            return self._recover(str(error))
-
-    def _recover(self, reason: str) -> sqlite3.Connection:
-        """The copy in place of a corrupt ledger, which is moved aside."""
-        aside = self.path.with_name(self.path.name + ".corrupt")
         with files.saying_why(self.path):
-            self.path.replace(aside)
-            for rest in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + rest).unlink(missing_ok=True)
-            content = files.read_or_none(self.copy)
-            if content is not None:
-                files.write_durably(self.path, content)
-        kept = "its copy took its place" if content is not None else "there was no copy of it, so it begins anew"
-        self.trouble = f"{self.path}: the ledger was corrupt ({reason}); moved to {aside.name}, and {kept}"
+            is_gone = not self.path.exists() or not self.path.stat().st_size
+            has_copy = self.copy.exists()
+        if is_gone and has_copy:
+            return self._recover("was gone")
         try:
-            return self._connect(self.path)
-        except sqlite3.DatabaseError as error:
-            self.path.unlink(missing_ok=True)
-            self.trouble += f"; the copy is corrupt, too ({error}), so the ledger begins anew"
-            return self._connect(self.path)
+            return self._connect()
+        except CorruptError as error:
+            return self._recover(f"was corrupt ({error.__cause__ or error})")
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+    def _recover(self, what: str) -> sqlite3.Connection:
+        """The copy in place of the ledger; what is left of that is moved aside."""
+        has_copy = self._put_copy()
+        kept = "its copy took its place" if has_copy else "there was no copy of it, so it begins anew"
+        self.trouble = f"{self.path}: the ledger {what}; {kept}"
         try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            broken = database.execute("PRAGMA quick_check").fetchone()[0]
-            if broken != "ok":
-                raise sqlite3.DatabaseError(broken)  # noqa: TRY301  as a damaged page raises by itself
-            database.execute(SCHEMA)
-        except BaseException:
-            database.close()
-            raise
-        return database
+            return self._connect()
+        except CorruptError as error:
+            with files.saying_why(self.path):
+                for name in ("", *BESIDE):
+                    self._beside(name).unlink(missing_ok=True)  # the copy itself stays, until the next one
+            self.trouble += f"; the copy is corrupt, too ({error.__cause__ or error}), so the ledger begins anew"
+            return self._connect()
+
+    def _put_copy(self) -> bool:
+        """Puts the copy in the ledger's place, whole or not at all; whether there was one.
+
+        The ledger is moved before its WAL: a WAL that is left beside the copy would be played into it, and a ledger
+        without its WAL would be an older one. When the power goes in between, the ledger is gone, and this is done
+        again.
+        """
+        with files.saying_why(self.path):
+            content = files.read_or_none(self.copy)
+            temp = files.write_temp(self.path, content) if content is not None else None
+            for name in ("", *BESIDE):
+                with suppress(FileNotFoundError):
+                    self._beside(name).replace(self._beside(f".corrupt{name}"))
+            if temp is not None:
+                files.sync_folder(self.path.parent)
+                temp.replace(self.path)
+            files.sync_folder(self.path.parent)
+        return content is not None
+
+    def _beside(self, name: str) -> Path:
+        return self.path.with_name(self.path.name + name)
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection to a ledger that is whole.
+
+        Raises:
+            CorruptError: it is not.
+            TransferError: the disk refuses.
+        """
+        try:
+            return _connected(self.path)
+        except sqlite3.Error as error:
+            if is_corrupt(error):
+                raise CorruptError(f"{self.path}: {error}; restart the agent, and its copy takes its place") from error
+            raise TransferError(f"{self.path}: cannot be opened ({error}): check owner, mode and disk") from error
 
     def _keep_copy(self) -> None:
         with self._writing_lock, self._saying_why():
@@ -167,6 +202,32 @@ class Ledger:
                 if self._database.in_transaction:
                     cursor.execute("ROLLBACK")
                 raise
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """Whether SQLite found the file damaged, and not the disk full, refusing or busy."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY in CORRUPT
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        broken = database.execute("PRAGMA quick_check").fetchone()[0]
+        if broken != "ok":
+            raise _damaged(broken)  # noqa: TRY301  as a damaged page raises by itself
+        database.execute(SCHEMA)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _damaged(what: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def _read(body: bytes, form: type[T]) -> T | None:
