@@ -100,7 +100,7 @@ class Trusted:
             TransferError: the metadata of a delegated role could not be had.
             TrustError: it could, and is not to be believed.
         """
-        with self._lock, _translated(path):
+        with self._lock, files.saying_why(self._small.parent), _translated(path):
             found = self._updater.get_targetinfo(path)
         return None if found is None else _target_info(found, consistent=bool(self.chain.root.consistent_snapshot))
 
@@ -119,7 +119,8 @@ class Trusted:
             raise TrustError(
                 f"{path}: {info.length} bytes are signed; at most {limit} are believed: publish a smaller one"
             )
-        kept = files.read_or_none(self._small / info.sha256)
+        with files.saying_why(self._small):
+            kept = files.read_or_none(self._small / info.sha256)
         if kept is not None and _is_signed(kept, info):
             return kept
         content = self._store.read(info.key, info.length)
@@ -175,20 +176,24 @@ class TufClient:
         """What the last good refresh listed, without a network; it may have expired (`expires`).
 
         Raises:
-            TransferError: there is no whole set here; the next refresh brings one.
+            TransferError: there is no whole set here, and the next refresh brings one; or the disk refuses.
             TrustError: the set is below the floor.
         """
+        with files.saying_why(self.folder):  # python-tuf writes what it has verified, here too
+            trusted = self._load()
+            self.check(trusted.chain)
+        return trusted
+
+    def _load(self) -> Trusted:
         current = self.folder / "current"
         if not (current / "timestamp.json").is_file():
             raise TransferError(
                 f"{self.folder}: nothing verified is here yet: it comes with the first contact to the store"
             )
         try:
-            trusted = self._verify(current.resolve(), KeptFetcher(current / "timestamp.json"), ALWAYS)
+            return self._verify(current.resolve(), KeptFetcher(current / "timestamp.json"), ALWAYS)
         except (TransferError, TrustError) as error:
             raise TransferError(f"{self.folder}: what is kept here is damaged; the next refresh mends it") from error
-        self.check(trusted.chain)
-        return trusted
 
     def _verify(self, folder: Path, fetcher: FetcherInterface, now: datetime) -> Trusted:
         config = UpdaterConfig(max_root_rotations=ROOTS, max_delegations=DELEGATIONS)

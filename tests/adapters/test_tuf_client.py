@@ -1,5 +1,7 @@
 """What an attacker who owns the store, and a power cut, can make a device believe: nothing."""
 
+import resource
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -33,6 +35,17 @@ class Device:
         """What a power cut may leave of files that nobody synced."""
         for name in names:
             (self.folder / "current" / name).write_bytes(b"")
+
+
+@contextmanager
+def full_disk():
+    """Each write fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -100,6 +113,17 @@ def test_a_torn_file_is_mended_by_the_next_refresh(device, name):
     with pytest.raises(TransferError, match="damaged"):
         device.client.load()
     device.refresh()
+    assert device.client.load().find("policy/operators.json") is not None
+
+
+def test_a_full_disk_says_nothing_against_what_is_kept(device):
+    """Loading writes, too; where that fails, it is the disk's error, and what is kept is loaded later."""
+    trusted = device.refresh()
+    with full_disk():
+        with pytest.raises(TransferError, match="disk is full"):
+            device.client.load()
+        with pytest.raises(TransferError, match="disk is full"):
+            trusted.find("releases/model")
     assert device.client.load().find("policy/operators.json") is not None
 
 
