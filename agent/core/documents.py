@@ -2,6 +2,9 @@
 
 A `Document` is a frozen value read from JSON or YAML. An unknown key is an error (it is usually a typing
 mistake), unless the type says `OpenDocument`: such documents carry keys for other readers.
+
+A document may be anybody's: dates that do not exist, numbers of five thousand digits and brackets five thousand deep
+are mistakes like any other.
 """
 
 from typing import Any, TypeVar, dataclass_transform
@@ -34,7 +37,7 @@ def from_json(kind: type[T], content: bytes | str, where: str) -> T:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{where}: this is not valid JSON: {error}") from error
 
 
@@ -42,7 +45,7 @@ def from_yaml(kind: type[T], content: bytes | str, where: str) -> T:
     """The value that `content` holds; as `from_json`."""
     try:
         tree = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a byte that is no UTF-8 is a ValueError
         raise InputError(f"{where}: this is not valid YAML: {error}") from error
     return from_tree(kind, tree, where)
 

@@ -1,0 +1,45 @@
+"""Documents that a careless or hostile hand wrote are refused in a sentence."""
+
+from typing import Any
+
+import pytest
+
+from agent.core.documents import Document, from_json, from_yaml
+from agent.core.errors import InputError
+
+DEEP = 5000
+
+
+class Form(Document):
+    """What these tests read."""
+
+    value: Any
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "value: 2001-99-99",
+        "value: 2001-01-01T99:99:99Z",
+        "value: " + "9" * DEEP,
+        "value: " + "[" * DEEP + "]" * DEEP,
+        "value: [unclosed",
+        b"value: \xff\xfe",
+        "valu: 1",
+        "",
+    ],
+    ids=["date", "time", "number", "deep", "unclosed", "bytes", "key", "empty"],
+)
+def test_yaml_that_nothing_can_read_is_a_mistake_of_its_writer(content):
+    """Whatever the parser raises, the reader gets the place and what is wrong."""
+    with pytest.raises(InputError, match=r"^here: "):
+        from_yaml(Form, content, "here")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"value": ' + "[" * DEEP + "]" * DEEP + "}", b"\xff", "{}", '{"value": 1, "b": 2}']
+)
+def test_json_that_nothing_can_read_is_a_mistake_of_its_writer(content):
+    """The same for JSON."""
+    with pytest.raises(InputError, match=r"^here: "):
+        from_json(Form, content, "here")
