@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from tuf.api.metadata import Targets
 
 from agent.core.documents import Document
-from agent.core.errors import TrustError
+from agent.core.errors import InputError, TrustError
 from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Rollout, Share, Wave, WaveAction
+from agent.core.names import check_form
 from agent.trust.envelope import Envelope, Opened, parse_bounded, parse_signed, still_believed, verify
 
 PAIR_BYTES = 192 * 1024  # 400 slots in base64; stays below what a broker's packet may hold
@@ -67,6 +68,7 @@ def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, n
     opened_wave = verify(pair.wave, WAVE_TYPE, "controller", targets)
     wave = parse_signed(Wave, opened_wave.payload, "wave")
     check_match(rollout, opened.digest, wave, group)
+    check_names(rollout)
     check_issued(rollout, wave, now)
     floor = standing(floor, targets)
     taken = remember(rollout, opened, wave, opened_wave)
@@ -117,6 +119,16 @@ def check_match(rollout: Rollout, digest: str, wave: Wave, group: str) -> None:
         )
     if wave.share not in {0.0, *rollout.shares}:
         raise TrustError(f"wave {wave.counter}: share {wave.share} is not one of the rollout's {list(rollout.shares)}")
+
+
+def check_names(rollout: Rollout) -> None:
+    """The releases have names that can be one: they become paths and keys."""
+    for move in rollout.slots.values():
+        for ref in filter(None, (move.goal, move.start)):
+            try:
+                check_form(ref.name)
+            except InputError as error:
+                raise TrustError(f"rollout {rollout.counter}: {error}; sign it anew") from error
 
 
 def check_issued(rollout: Rollout, wave: Wave, now: datetime) -> None:

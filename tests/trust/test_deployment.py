@@ -5,7 +5,8 @@ import json
 import pytest
 
 from agent.core.errors import TrustError
-from agent.core.intent import WaveAction
+from agent.core.intent import Move, WaveAction
+from agent.core.release import Ref
 from agent.trust.deployment import Taken, believe_deployment
 from tests.trust.keys import MINUTE, NEW, NOW, Desk
 
@@ -28,6 +29,12 @@ def test_garbage_is_refused(desk, raw):
     """Whatever bytes come, the answer is a TrustError."""
     with pytest.raises(TrustError):
         believed(desk, raw)
+
+
+def test_a_release_whose_name_breaks_the_rules_is_refused(desk):
+    """Signed or not: what becomes a path and a key is a name."""
+    with pytest.raises(TrustError, match="cannot stand there.*sign it anew"):
+        believed(desk, desk.pair(slots={"face": Move(goal=Ref(name="../../etc/passwd", digest="a" * 64))}))
 
 
 def test_an_oversized_deployment_is_not_parsed(desk):
