@@ -85,7 +85,7 @@ class RunnerClient:
     def _take(self, answer: Answer, descriptors: list[int]) -> None:
         if isinstance(answer.reply, Facts):
             self.facts = answer.reply
-            if self._told is not None:
+            if answer.id == 0 and self._told is not None:
                 self._told(answer.reply)
         waiting = self._pending.get(answer.id)
         if waiting is None or waiting.done():

@@ -21,6 +21,7 @@ from msgspec import Meta, field
 from agent.core.documents import Document
 from agent.core.release import Ref
 
+SlotName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # a level of a topic, a model's name
 Counter = Annotated[int, Meta(ge=1, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[datetime, Meta(tz=True)]  # a time without its zone cannot be compared
@@ -44,7 +45,7 @@ class Rollout(Document):
     group: str
     counter: Counter
     issued: Moment
-    slots: Mapping[str, Move]
+    slots: Mapping[SlotName, Move]
     shares: tuple[Share, ...] = (1.0,)
     expires: Moment | None = None  # stops widening then; what stands, stands
     salt: str = ""

@@ -159,7 +159,7 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # n
     copy = seen.copies.get(goal, Copy())
     if not copy.stored:
         return Fetch(goal)
-    if not copy.verified:
+    if not copy.verified or not copy.candidates:
         return Verify(goal)
     place = place_of(goal, desired, seen)
     if place not in seen.seats:
@@ -200,7 +200,7 @@ def goal_of(desired: Desired, seen: Observed, now: float) -> Ref | None:
 
 def is_hopeless(ref: Ref, desired: Desired, seen: Observed) -> bool:
     """Whether every candidate of a verified release is out, which nobody wrote down yet."""
-    return ref not in seen.rejected and seen.copies[ref].verified and not open_places(ref, desired, seen)
+    return ref not in seen.rejected and bool(seen.copies[ref].candidates) and not open_places(ref, desired, seen)
 
 
 def is_sound(place: Place | None, seen: Observed) -> bool:

@@ -4,6 +4,7 @@ Evidence counts while its key holds. A failure of a final kind holds for ever; a
 its candidate holds. What serves now keeps its evidence whatever changed: it is not tried again while it works.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,7 +51,7 @@ class Rejection(Document):
 
     ref: Ref
     failure: Failure
-    key: str = ""  # the evidence keys under which a failure that is not final holds; empty: for ever
+    key: str = ""  # the device's state under which a failure that is not final holds
     at: datetime | None = None
 
 
@@ -61,6 +62,7 @@ class Device:
     found: tuple[Found, ...]
     cores: int
     power_mode: str
+    agent: str = ""  # version
 
     def key(self, candidate: Candidate) -> str:
         """The evidence key of a candidate here and now."""
@@ -70,18 +72,16 @@ class Device:
         """The candidates of a release here."""
         return candidates_for(config, self.found, self.cores)
 
-    def keys(self, config: Config) -> str:
-        """The evidence keys of all candidates of a release, as one word."""
-        return "+".join(self.key(candidate) for candidate in self.candidates(config))
+    @property
+    def state(self) -> str:
+        """A digest of everything here that may change what runs: backends, drivers, power mode, the agent itself."""
+        found = sorted((str(one.backend), one.present, one.version) for one in self.found)
+        return hashlib.sha256(repr((found, self.power_mode, self.agent)).encode()).hexdigest()[:16]
 
 
-def is_rejected(rejection: Rejection, release: ReleaseRecord | None, device: Device) -> bool:
+def is_rejected(rejection: Rejection, device: Device) -> bool:
     """Whether a rejection still holds."""
-    if rejection.failure.kind.is_final or not rejection.key:
-        return True
-    if release is None or release.config is None:
-        return True
-    return rejection.key == device.keys(release.config)
+    return rejection.failure.kind.is_final or rejection.key == device.state
 
 
 def observe(
@@ -105,7 +105,7 @@ def observe(
         last_good=record.last_good,
         passed={one.place: one.evidence.fps for one in valid if one.evidence is not None and one.failure is None},
         failed=frozenset(one.place for one in valid if one.failure is not None),
-        rejected=frozenset(one.ref for one in rejections if is_rejected(one, known.get(one.ref), device)),
+        rejected=frozenset(one.ref for one in rejections if is_rejected(one, device)),
         not_before=not_before,
     )
 

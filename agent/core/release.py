@@ -26,7 +26,7 @@ BackendName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 class Ref(Document, order=True):
     """One release: its name, and the SHA-256 of its sealed bytes. One name is one set of bytes for ever."""
 
-    name: str
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,126}$")]
     digest: str
 
     def __str__(self) -> str:

@@ -5,9 +5,13 @@ talks to anybody. Tasks are cancelled, never orphaned; the runner outlives us.
 """
 
 import asyncio
+import contextlib
+import logging
 import os
+import random
 import time
 import uuid
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from agent.adapters.store import Store, open_store
 from agent.adapters.tuf_client import Chain, TufClient
 from agent.core import plan
 from agent.core.documents import to_json
-from agent.core.errors import EdgeError, InputError
+from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.records import Device, ReleaseRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
@@ -40,7 +44,27 @@ from agent.daemon.steps import Steps
 
 BUILT = datetime(2026, 11, 1, tzinfo=UTC)  # of this release of the agent: no earlier time is believed
 TWICE = 1.5  # availability needs the new seat beside the old one, with some room for the rest of the machine
+AGAIN_S = 5.0
 BEAT_S = 5.0  # without systemd nobody asks for a beat; the loop's lag is still of interest
+
+
+log = logging.getLogger("edge-agent")
+
+
+async def keep(name: str, part: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a part for the agent's life: what a disk, store or runner refuses ends no task of ours for good."""
+    while True:
+        try:
+            return await part()
+        except* (EdgeError, OSError) as group:
+            log.error("%s: %s; begins again in %g s", name, first(group), AGAIN_S)  # noqa: TRY400  a sentence is enough
+        await asyncio.sleep(AGAIN_S)
+
+
+def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group of groups."""
+    error = group.exceptions[0]
+    return first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 class Agent:
@@ -79,14 +103,14 @@ class Agent:
             settings, self.boot, self.ledger, self.outbox, self.news, self.intake, self.runner, self.reconcilers,
             lambda: self.link, self.changed, self.pulse,
         )  # fmt: skip
-        bench = Bench(self.ledger, self.steps, self.runner, self.device)
+        self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.jobs = Jobs(
             self.intake,
             self.commands,
             self.ledger,
             self.news,
             self.runner,
-            bench,
+            self.bench,
             self.reconcilers,
             self.reporter.now,
             self.changed,
@@ -98,18 +122,20 @@ class Agent:
         self._begin()
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(self.runner.run(), name="runner"),
-                    tasks.create_task(self._poll(), name="poll"),
-                    tasks.create_task(self._keep_slots(tasks), name="slots"),
-                    tasks.create_task(self.jobs.run(), name="jobs"),
-                    tasks.create_task(self.reporter.run(), name="report"),
-                    tasks.create_task(self.control.run(), name="control"),
-                    tasks.create_task(self._beat(), name="beat"),
-                    tasks.create_task(self.pulse.run(), name="pulse"),
-                ]
+                parts: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+                    "runner": self.runner.run,
+                    "benches": self._end_benches,
+                    "poll": self._poll,
+                    "slots": lambda: self._keep_slots(tasks),
+                    "jobs": self.jobs.run,
+                    "report": self.reporter.run,
+                    "control": self.control.run,
+                    "beat": self._beat,
+                    "pulse": self.pulse.run,
+                }
                 if self.link is not None:
-                    running.append(tasks.create_task(self.link.run(), name="broker"))
+                    parts["broker"] = self.link.run
+                running = [tasks.create_task(keep(name, part), name=name) for name, part in parts.items()]
                 await self.stopping.wait()
                 service.notify("STOPPING=1")
                 await self.runner.stop_ours()
@@ -123,16 +149,26 @@ class Agent:
     def device(self) -> Device | None:
         """What counts for every slot, once the runner has said what it found."""
         line = self.runner.line.value
-        if line is None:
+        if line is None or not any(one.present for one in line.welcome.found):
             return None
-        return Device(found=line.welcome.found, cores=os.cpu_count() or 1, power_mode=self._power_mode)
+        found, cores = line.welcome.found, os.cpu_count() or 1
+        return Device(found=found, cores=cores, power_mode=self._power_mode, agent=VERSION)
 
     def swap(self, slot: str) -> plan.Swap:
-        """The swap policy of a slot: as set, or by measured need against free memory."""
+        """The swap policy of a slot: as set, or by need against free memory, decided once for each wish.
+
+        The swap itself takes memory: asked again in the middle of it, the answer would be another.
+        """
         wanted = self.settings.slot(slot).swap
         if wanted != "auto":
             return plan.Swap(wanted)
         record = self.ledger.get("slot", slot, SlotRecord)
+        wish = record.desired if record is not None else None
+        if slot not in self._swaps or self._swaps[slot][0] != wish:
+            self._swaps[slot] = (wish, self._roomy_swap(record))
+        return self._swaps[slot][1]
+
+    def _roomy_swap(self, record: SlotRecord | None) -> plan.Swap:
         release = self._release(record)
         need = release.metadata.compatibility.memory_mb if release is not None and release.metadata is not None else 0.0
         room = host.readings(self.settings.state).memory_available_mb
@@ -146,10 +182,12 @@ class Agent:
         self.changed.post(self.changed.value + 1)
 
     def _begin(self) -> None:
+        self._swaps: dict[str, tuple[object, plan.Swap]] = {}
         self._power_mode = host.readings(self.settings.state).power_mode
         self._slot_tasks: dict[str, asyncio.Task[None]] = {}
-        files.remove_temps(self.settings.state)
-        self.steps.free_of_strays()
+        with contextlib.suppress(OSError, EdgeError):  # tidying; a disk that refuses shows elsewhere
+            files.remove_temps(self.settings.state)
+            self.steps.free_of_strays()
         self.intake.load()
         self.commands.resume()
         if self.ledger.trouble:
@@ -174,9 +212,9 @@ class Agent:
             else:
                 failures = 0
             self.note()
-            wait = min(self.settings.store.poll_s, 2.0**failures) if failures else self.settings.store.poll_s
+            wait = min(self.settings.store.poll_s, 2.0 ** min(failures, 12)) if failures else self.settings.store.poll_s
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(wait * random.uniform(0.8, 1.0)):  # noqa: S311  fleets must not poll in step
                     await self.intake.poll_now.wait()
             except TimeoutError:
                 continue
@@ -192,7 +230,7 @@ class Agent:
                         self.device, self.note,
                     )  # fmt: skip
                     self.reconcilers[slot] = reconciler
-                    self._slot_tasks[slot] = tasks.create_task(reconciler.run(), name=f"slot {slot}")
+                    self._slot_tasks[slot] = tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}")
             self.note()
 
     async def _beat(self) -> None:
@@ -218,11 +256,27 @@ class Agent:
         )  # fmt: skip
 
     async def _receive(self, message: Message) -> None:
-        """One message from the broker; returns when what it changed is on the disk."""
-        if message.topic.endswith("/req"):
-            await asyncio.to_thread(self.commands.take, message)
-        elif message.topic.endswith("/deployment"):
-            await self.intake.receive(message)
+        """One message from the broker; returns when what it changed is on the disk.
+
+        Raises:
+            TransferError: the disk refuses; the message comes again.
+        """
+        try:
+            if message.topic.endswith("/req"):
+                await asyncio.to_thread(self.commands.take, message)
+            elif message.topic.endswith("/deployment"):
+                await self.intake.receive(message)
+        except TransferError:
+            raise
+        except Exception as error:  # the top of a message's way: whatever it is, it must not come again for ever
+            log.exception("message on %s", message.topic)
+            self.intake.refuse("message", f"{message.topic}: {type(error).__name__}: {error}")
+
+    async def _end_benches(self) -> None:
+        """End what the bench of an earlier life left in the runner."""
+        async for line in self.runner.line.changes():
+            if line is not None:
+                await self.bench.clean(line.client.facts)
 
     def _release(self, record: SlotRecord | None) -> ReleaseRecord | None:
         if record is None or record.desired is None:

@@ -25,7 +25,7 @@ from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
 from agent.daemon import doctor, show
-from agent.daemon.agent import Agent
+from agent.daemon.agent import Agent, first
 from agent.daemon.bench import Measured
 from agent.daemon.control import Question, ask
 from agent.daemon.settings import Settings, read_settings
@@ -48,6 +48,12 @@ def main() -> None:
         sys.exit(EX_CONFIG if arguments.call is run else 2)
     except EdgeError as error:
         print(f"edge-agent: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BaseExceptionGroup as group:
+        cause = first(group)
+        if not isinstance(cause, EdgeError):
+            raise
+        print(f"edge-agent: {cause}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -20,6 +20,7 @@ from agent.core.intent import Verb
 from agent.daemon.jobs import Jobs
 
 LINE_BYTES = 1024 * 1024
+QUESTION_S = 10.0  # to write one line
 
 
 class Question(Document):
@@ -54,11 +55,16 @@ class Control:
             await server.serve_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            said = await self._answer(await reader.readline(), writer)
-            writer.write(to_json(said) + b"\n")
-            await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(
+                OSError, TimeoutError, ValueError
+            ):  # a caller that left, is silent, or talks too long
+                async with asyncio.timeout(QUESTION_S):
+                    line = await reader.readline()
+                writer.write(to_json(await self._answer(line, writer)) + b"\n")
+                await writer.drain()
+        finally:
+            writer.close()
 
     async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Said:
         if peer_uid(writer.get_extra_info("socket")) not in {0, os.getuid()}:

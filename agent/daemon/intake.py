@@ -16,7 +16,7 @@ from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing
 from agent.adapters.tuf_client import Chain, Trusted, TufClient
 from agent.core.documents import Document
-from agent.core.errors import EdgeError, TransferError, TrustError
+from agent.core.errors import EdgeError, InputError, TransferError, TrustError
 from agent.core.intent import wanted
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord, deploy
@@ -128,15 +128,17 @@ class Intake:
 
     def _take_pair(self, raw: bytes) -> None:
         """A deployment by message; where it names a release or a key that is not known yet, the store is asked."""
+        trusted = self.trusted
+        if trusted is None:  # the store has the same pair, and brings the keys
+            return
         try:
-            trusted = self.require_trusted()
-            if any(trusted.find(target_path(goal.name)) is None for goal in self._deploy(raw, trusted)):
-                self._news.post(self.poll_now.set)
-        except TrustError as error:
+            goals = self._deploy(raw, trusted)
+        except (TrustError, InputError) as error:
             self.refuse("deployment", str(error))
             self._ask_now_and_then()
-        except TransferError as error:
-            self.store = StoreState(last_sync=self.store.last_sync, expires=self.store.expires, error=str(error))
+            return
+        if not all(is_listed(trusted, goal) for goal in goals):
+            self._news.post(self.poll_now.set)
 
     def _ask_now_and_then(self) -> None:
         """The store may know a new key; but whoever can publish garbage cannot make us ask all the time."""
@@ -188,3 +190,11 @@ class Intake:
     def publish(self, records: Mapping[str, SlotRecord]) -> None:
         """Show new intent to those who act on it."""
         self._news.post(lambda: self.desired.post(records))
+
+
+def is_listed(trusted: Trusted, release: Ref) -> bool:
+    """Whether a release is known to be listed; not when that cannot be told now."""
+    try:
+        return trusted.find(target_path(release.name)) is not None
+    except EdgeError:
+        return False

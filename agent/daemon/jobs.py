@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from agent.adapters.ledger import Ledger
+from agent.core.candidate import Failure
 from agent.core.documents import to_tree
 from agent.core.errors import EdgeError, InputError
 from agent.core.intent import Command, Reply, Verb
 from agent.core.records import Rejection, TrialRecord
+from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
@@ -97,8 +99,8 @@ class Jobs:
         slots = self._slots(slot)
         trials = self._ledger.all("trial", TrialRecord)
         rejections = self._ledger.all("rejection", Rejection)
-        missed = {key for key, one in trials.items() if one.failure is not None and not one.failure.kind.is_final}
-        shut = {key: one for key, one in rejections.items() if not one.failure.kind.is_final}
+        missed = {key for key, one in trials.items() if may_reopen(one.place.ref, one.failure, slots)}
+        shut = {key: one for key, one in rejections.items() if may_reopen(one.ref, one.failure, slots)}
         self._ledger.put_all([*(("trial", key, None) for key in missed), *(("rejection", key, None) for key in shut)])
         for name in slots:
             if name in self._reconcilers:
@@ -134,3 +136,9 @@ class Jobs:
             if record is None or record.desired != release:
                 return replace(known.reply, status="failed", reason="another intent came before it was done")
         return None
+
+
+def may_reopen(release: Ref, failure: Failure | None, slots: list[str]) -> bool:
+    """Whether a failure may have passed, and is of one of these slots: a release's name begins with its task."""
+    is_ours = any(release.name.startswith(f"{slot}_") for slot in slots)
+    return is_ours and failure is not None and not failure.kind.is_final

@@ -1,7 +1,8 @@
 """What this device can open: its own key, and the epoch keys that grants brought it.
 
 A grant is believed once, when it comes, and kept as it was believed: still sealed to this device's key. So a
-sealed release opens without a network, and no epoch key ever lies on the disk in clear.
+sealed release opens without a network, and no epoch key ever lies on the disk in clear. Epochs are only added: an old
+grant that somebody serves again takes nothing away.
 """
 
 import stat
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.structs import replace
 from tuf.api.metadata import Targets
 
 from agent.adapters.ledger import Ledger
-from agent.core.errors import InputError, TransferError
+from agent.core.errors import InputError, TransferError, TrustError
 from agent.trust.grant import Grant, believe_grant, open_granted, unwrap_key
 from agent.trust.listing import Listing, target_path
 from agent.trust.sealing import Opener
@@ -40,18 +42,24 @@ class Keyring:
         grant = believe_grant(raw, targets, self.device, self.group)
         for one in grant.keys:
             open_granted(one, self.device, self.group, self._private)
-        if grant != self._grant():
-            self._ledger.put_all([("grant", self.group, grant)], precious=True)
+        known = self._grant()
+        epochs = {one.epoch: one for one in (*(known.keys if known is not None else ()), *grant.keys)}
+        merged = replace(grant, keys=tuple(epochs[epoch] for epoch in sorted(epochs)))
+        if known is None or {one.epoch for one in known.keys} != set(epochs):
+            self._ledger.put_all([("grant", self.group, merged)], precious=True)
 
     def open(self, name: str, listing: Listing, sealed: Path) -> Opener:
         """The sealed release in a file, ready to be read.
 
         Raises:
-            TrustError: it was not sealed for the epochs that this device holds, or was changed.
-            TransferError: no grant has come yet, or the file cannot be read.
+            TrustError: it was changed.
+            TransferError: no grant for its epoch has come yet, or the file cannot be read.
         """
         path = target_path(name)
-        wrap = listing.wrap(self.group, self._epochs())
+        try:
+            wrap = listing.wrap(self.group, self._epochs())
+        except TrustError as error:  # of what this device was granted, not of the release
+            raise TransferError(f"{name}: {error}") from error
         epoch_key = self._epochs()[wrap.epoch]
         key = unwrap_key(wrap.key, epoch_key, path, wrap.group, wrap.epoch)
         return Opener(key, path, pieces(sealed), listing.size)

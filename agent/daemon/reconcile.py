@@ -80,6 +80,7 @@ class Reconciler:
         self._tries: Counter[Ref] = Counter()
         self._misses: Counter[Place] = Counter()
         self._probes: Counter[Place] = Counter()
+        self._judged_out: set[Place] = set()  # missed a gate in this soak; the planner moves away from it
 
     async def run(self) -> None:
         """Keep the slot until cancelled."""
@@ -94,8 +95,10 @@ class Reconciler:
             record = self._record()
             seen = self._observe(record, facts, device)
             step = plan.next_step(desired_of(record, self._swap(self.slot)), seen, time.monotonic())
+            if await self._misses_a_gate(seen.serving, record, device):
+                continue
             if step is None or isinstance(step, plan.Wait):
-                await self._rest(step, record, seen, device)
+                await self._rest(step, record, seen)
             else:
                 await self._take(step, device)
 
@@ -125,6 +128,7 @@ class Reconciler:
             self._tell(step, name, outcome)
         if isinstance(step, plan.Promote) and isinstance(outcome, Success):
             self._probes.pop(step.place, None)
+            self._judged_out.discard(step.place)
 
     async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
         """What came of the step; None when desire moved away from a fetch."""
@@ -189,24 +193,29 @@ class Reconciler:
 
     # --- the soak ----------------------------------------------------------------------------------------------
 
-    async def _rest(self, step: plan.Wait | None, record: SlotRecord, seen: plan.Observed, device: Device) -> None:
-        """Wait for news; during a soak, judge."""
+    async def _rest(self, step: plan.Wait | None, record: SlotRecord, seen: plan.Observed) -> None:
+        """Wait for news, or for a time; a soak is looked at again soon."""
         soaking = seen.serving is not None and seen.serving != record.last_good
         if step is None:
             self._show("settled")
             await self._news_or(None)
-        elif not soaking or seen.serving is None or (failure := await self._judge(seen.serving)) is None:
+        else:
             self._show("soak" if soaking else "wait", str(seen.serving or ""), self.view.reason)
             await self._news_or(min(LOOK_S if soaking else step.until, max(0.01, step.until - time.monotonic())))
-        else:
-            await self._miss_soak(seen.serving, failure, device)
 
-    async def _judge(self, place: Place) -> Failure | None:
+    async def _misses_a_gate(self, place: Place | None, record: SlotRecord, device: Device) -> bool:
+        """Whether the seat in its soak has missed a gate, which is written down then. Asked in every pass."""
+        if place is None or place == record.last_good or place in self._judged_out:
+            return False
         counters = await self._counters()
         release = self._ledger.get("release", place.ref.digest, ReleaseRecord)
         if counters is None or release is None or release.config is None:
-            return None
-        return judge_soak(counters, release.config.gates)
+            return False
+        failure = judge_soak(counters, release.config.gates)
+        if failure is not None:
+            self._judged_out.add(place)
+            await self._miss_soak(place, failure, device)
+        return failure is not None
 
     async def _miss_soak(self, place: Place, failure: Failure, device: Device) -> None:
         await asyncio.to_thread(self._condemn, place, failure, device)

@@ -68,7 +68,7 @@ class Reporter:
         self._changed = changed
         self._pulse = pulse
         self._said: object = None
-        self._before: dict[str, tuple[float, Counters]] = {}
+        self._before: dict[str, tuple[float, float, Counters]] = {}  # at, of the promotion at, counters
 
     async def run(self) -> None:
         """Show until cancelled."""
@@ -148,12 +148,12 @@ class Reporter:
     def _figures(self, state: State) -> None:
         """Requests, FPS and latency of each slot since the last time."""
         for slot in state.slots.values():
-            now, counters = time.monotonic(), slot.counters
-            then, before = self._before.get(slot.slot, (now - self._settings.fps_s, Counters()))
-            self._before[slot.slot] = (now, counters)
-            fresh = counters if counters.requests < before.requests else None
-            requests = counters.requests - (0 if fresh else before.requests)
-            busy = counters.busy_s - (0 if fresh else before.busy_s)
+            now, counters, since = time.monotonic(), slot.counters, self._since(slot.slot)
+            nothing = (now - self._settings.fps_s, since, Counters())
+            then, counted_since, before = self._before.get(slot.slot, nothing)
+            before = before if counted_since == since else Counters()  # a promotion counts from zero
+            self._before[slot.slot] = (now, since, counters)
+            requests, busy = counters.requests - before.requests, counters.busy_s - before.busy_s
             figures = {
                 "at": state.at,
                 "boot": self._boot,
@@ -161,12 +161,17 @@ class Reporter:
                 "candidate": slot.candidate,
                 "seconds": round(now - then, 3),
                 "requests": requests,
-                "errors": counters.errors - (0 if fresh else before.errors),
+                "errors": counters.errors - before.errors,
                 "offered_fps": round(requests / (now - then), 3),
                 "capacity_fps": round(requests / busy, 3) if busy > 0 else None,
                 "latency_ms": counters.latency_ms,
             }
             self._news.figures(f"tele/fps/{slot.slot}", to_json(figures), FIGURES_EXPIRY_S)
+
+    def _since(self, slot: str) -> float:
+        """When what serves was promoted, in monotonic seconds."""
+        facts = self._runner.facts.value
+        return facts.slots.get(slot, SlotFacts()).serving_since if facts is not None else 0.0
 
     # --- gathering -----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from agent.daemon.settings import RunnerSettings
 
 LOG = "runner.log"
 LOG_BYTES = 4096  # of its end: enough for the last line
+STOP_S = 5.0
 KNOCK_S = 0.1  # between two tries to reach a runner that is starting
-PATIENCE_S = 30.0  # a runner probes the backends before it answers; OpenVINO takes seconds on a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,19 @@ class RunnerLink:
             reply, _ = await self.ask(Look())
         except (TransferError, BackendError):
             return None
-        return reply if isinstance(reply, Facts) else None
+        if not isinstance(reply, Facts):
+            return None
+        if self.line.value is not None:
+            self.facts.correct(reply)
+        return reply
 
     async def stop_ours(self) -> None:
         """End a runner that no unit owns; a clean stop of the agent takes it along."""
         line = self.line.value
         if self._settings.start == "auto" and line is not None:
-            await line.client.ask(Stop())
+            with contextlib.suppress(TransferError, TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await line.client.ask(Stop())
 
     async def _connect(self) -> Line:
         client = RunnerClient(self._settings.models_socket, self.facts.post)

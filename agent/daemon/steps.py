@@ -5,10 +5,11 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 """
 
 import asyncio
+import contextlib
+import hashlib
 import os
-import shutil
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +102,7 @@ class Steps:
         self._runner = runner
         self._trusted = trusted
         self._hold_s = hold_s
+        self._handing_over = asyncio.Lock()
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
         """What came of one step."""
@@ -199,21 +201,18 @@ class Steps:
     async def _verify(self, slot: str, ref: Ref, device: Device) -> None:
         record = await asyncio.to_thread(self._verify_blocking, slot, ref)
         assert record.config is not None
+        await asyncio.to_thread(self._record, record)
         if not device.candidates(record.config):
             raise BackendError(
                 f"{ref.name} runs on {', '.join(record.config.backends)}; this device has none of them: "
                 "see `edge-agent doctor`"
             )
-        await asyncio.to_thread(self._record, record)
 
     def _verify_blocking(self, slot: str, ref: Ref) -> ReleaseRecord:
         """Open all of it once, and read its two documents."""
         record = self._release(ref)
-        try:
+        with self._blaming(ref):
             documents = self._documents(self._open(ref, record))
-        except TrustError:
-            self._remove_files(ref)
-            raise
         metadata = from_json(Metadata, documents["metadata.json"], f"{ref.name}: metadata.json")
         config = from_yaml(Config, documents["config.yaml"], f"{ref.name}: config.yaml")
         check_metadata(metadata, ref, slot)
@@ -270,23 +269,30 @@ class Steps:
 
     async def hold(self, ref: Ref) -> None:
         """Make the runner hold a release that is verified here."""
-        facts = self._runner.facts.value
-        if facts is None or ref not in facts.held:
-            await self._hand_over(ref)
+        async with self._handing_over:  # a bench and a swap may want the same release
+            facts = self._runner.facts.value
+            if facts is None or ref not in facts.held:
+                await self._hand_over(ref)
+                await self._runner.look()
 
     async def _hand_over(self, ref: Ref) -> None:
         """Open the sealed release into memory files that the runner made."""
-        opener = await asyncio.to_thread(lambda: self._open(ref, self._release(ref)))
+        opener = await asyncio.to_thread(self._opened, ref)
         parts = tuple(Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
         _, received = await self._runner.ask(Offer(ref=ref, parts=parts))
-        try:
-            if len(received) != len(parts):
-                raise BackendError(f"edge-runner gave {len(received)} memory files for {len(parts)} parts")
-            await asyncio.to_thread(pour, opener, received)
-        finally:
-            for descriptor in received:
-                os.close(descriptor)
+        await asyncio.to_thread(self._pour, ref, opener, received)
         await self._runner.ask(Seal(ref=ref))
+
+    def _pour(self, ref: Ref, opener: Opener, descriptors: list[int]) -> None:
+        """Write every part into its memory file. The descriptors are closed here: a thread cannot be cancelled."""
+        try:
+            if len(descriptors) != len(opener.parts):
+                raise BackendError(f"edge-runner gave {len(descriptors)} memory files for {len(opener.parts)} parts")
+            with self._blaming(ref):
+                pour(opener, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key = device.key(place.candidate)
@@ -325,9 +331,8 @@ class Steps:
 
     def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
         """A release that is not tried again while this holds."""
-        release = self._ledger.get("release", ref.digest, ReleaseRecord)
-        keys = device.keys(release.config) if release is not None and release.config is not None else ""
-        rejection = Rejection(ref=ref, failure=failure, key="" if failure.kind.is_final else keys, at=datetime.now(UTC))
+        key = "" if failure.kind.is_final else device.state
+        rejection = Rejection(ref=ref, failure=failure, key=key, at=datetime.now(UTC))
         self._ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
 
     def _reject(self, ref: Ref, device: Device) -> None:
@@ -349,6 +354,22 @@ class Steps:
             raise TransferError(f"{ref.name}: the ledger does not know it; it is fetched again")
         return found
 
+    def _opened(self, ref: Ref) -> Opener:
+        with self._blaming(ref):
+            return self._open(ref, self._release(ref))
+
+    @contextlib.contextmanager
+    def _blaming(self, ref: Ref) -> Iterator[None]:
+        """Tell a release that cannot be believed from a file that went bad here: the latter is fetched again."""
+        try:
+            yield
+        except TrustError as error:
+            if digest_of(self.sealed_path(ref)) == ref.digest:
+                raise
+            self._ledger.remove("release", ref.digest)
+            self._remove_files(ref)
+            raise TransferError(f"{ref.name}: its file was damaged on this disk; it is fetched again") from error
+
     def _open(self, ref: Ref, record: ReleaseRecord) -> Opener:
         sealed = self.sealed_path(ref)
         if not sealed.is_file():
@@ -363,15 +384,12 @@ class Steps:
     def free_of_strays(self) -> None:
         """Remove files that no release in the ledger owns."""
         known = {release.ref.name for release in self._ledger.all("release", ReleaseRecord).values()}
-        wanted = {ref.name for record in self._ledger.all("slot", SlotRecord).values() if (ref := record.desired)}
+        records = self._ledger.all("slot", SlotRecord).values()
+        wanted = {ref.name for record in records if (ref := record.desired)}
+        wanted |= {place.ref.name for record in records for place in record.good}
         for path in (self.folder / "weights").glob("*.sealed*"):
             if path.name.split(".sealed")[0] not in known | wanted:
                 path.unlink(missing_ok=True)
-
-    def room(self) -> tuple[int, int]:
-        """Bytes free and bytes in all where the models lie."""
-        usage = shutil.disk_usage(self.folder)
-        return usage.free, usage.total
 
 
 def pour(opener: Opener, descriptors: list[int]) -> None:
@@ -387,6 +405,15 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
             written = os.pwrite(descriptors[index], view, offsets[index])
             offsets[index] += written
             view = view[written:]
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def check_metadata(metadata: Metadata, ref: Ref, slot: str) -> None:

@@ -71,6 +71,6 @@ def out_of_time(command: Command, now: datetime) -> Refusal | None:
     if command.issued > now + SKEW:
         reason = f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks"
         return Refusal(status="rejected", reason=reason)
-    if now > command.expires + SKEW:
+    if now - SKEW > command.expires:
         return Refusal(status="expired", reason=f"expired {command.expires.isoformat()}; send it again")
     return None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from agent.core.documents import Document, from_tree, to_tree
-from agent.core.errors import InputError, TrustError
+from agent.core.errors import BackendError, InputError, TrustError
 from agent.core.names import check_form
 from agent.trust.grant import Epoch
 
@@ -69,7 +69,7 @@ def read_listing(custom: Any, where: str) -> Listing:
     """
     if not isinstance(custom, dict) or custom.get("fmt") != FORMAT:
         named = custom.get("fmt") if isinstance(custom, dict) else None
-        raise TrustError(
+        raise BackendError(
             f"{where}: its format is {named!r}; this agent opens {FORMAT!r}: upgrade it, or publish it anew"
         )
     try:

@@ -14,7 +14,7 @@ MUTANT_STATES = 60_000  # every mutant below is caught well before this
 MUTANTS = {
     "skip the fetch": ("    if not copy.stored:\n        return Fetch(goal)\n", ""),
     "skip the verification": (
-        "    if not copy.verified:\n        return Verify(goal)\n    place = place_of(goal, desired, seen)",
+        "    if not copy.verified or not copy.candidates:\n        return Verify(goal)\n    place = place_of(goal, desired, seen)",
         (
             "    place = place_of(goal, desired, seen) if copy.verified else next(iter(seen.seats), None)\n"
             "    if place is None:\n        return Verify(goal)"

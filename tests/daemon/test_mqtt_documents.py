@@ -142,7 +142,8 @@ def test_figures_have_the_written_form(tmp_path):
     """`tele/fps/{slot}`, as the code makes it."""
     said = []
     sink = SimpleNamespace(figures=lambda topic, payload, expiry: said.append((topic, payload)))
-    reporter(tmp_path, news=sink)._figures(state())
+    dark = SimpleNamespace(facts=SimpleNamespace(value=None))
+    reporter(tmp_path, news=sink, runner=dark)._figures(state())
     ((topic, payload),) = said
     assert topic == "tele/fps/defect_detection"
     check("fps", json.loads(payload))

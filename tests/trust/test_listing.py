@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.core.errors import InputError, TrustError
+from agent.core.errors import BackendError, InputError, TrustError
 from agent.trust.listing import FORMAT, Listing, Wrap, read_listing, target_path
 
 NAME = "face_detection_retinaface_widerface_20250628"
@@ -22,7 +22,7 @@ def test_a_listing_is_read_as_it_was_written():
 )
 def test_another_format_is_refused_by_name(custom):
     """There is nothing to negotiate: an unknown format asks for another agent."""
-    with pytest.raises(TrustError, match="its format is"):
+    with pytest.raises(BackendError, match="its format is"):
         read_listing(custom, "p")
 
 
