@@ -192,8 +192,9 @@ def fetch(  # noqa: PLR0913  the three of the signed target, the three of the ca
         Stopped: `should_stop` said so.
         TransferError: network, store or disk; call again later, it goes on where it stopped.
     """
-    if _holds(destination, size, sha256):
-        return
+    with files.saying_why(destination):
+        if _holds(destination, size, sha256):
+            return
     with files.saying_why(destination), Part(destination, size, sha256) as part:
         part.resume()
         _require_room(destination, size, size - part.offset)

@@ -278,6 +278,13 @@ def test_a_disk_that_fills_up_is_given_its_room_back(site):
     assert site.names == []
 
 
+def test_a_folder_in_the_place_of_the_file_is_the_disks_error(site):
+    """What lies where the file belongs and cannot be read is told with its name, and waited for."""
+    site.path.mkdir()
+    with pytest.raises(TransferError, match=r"model\.cob: the disk refused"):
+        site.fetch(FakeStore({KEY: CONTENT}))
+
+
 def test_a_missing_object_keeps_the_part(site):
     """A store that has lost the object for a while costs nothing of what we have."""
     store = FakeStore({KEY: CONTENT})
