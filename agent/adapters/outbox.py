@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
+from agent.adapters.ledger import is_corrupt
 from agent.core.documents import Document
 from agent.core.errors import TransferError
 
@@ -71,16 +72,23 @@ class Outbox:
     """One SQLite file; other tables in it are not touched."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
-        """The outbox in `path`; a file that SQLite cannot read is put aside as `.broken`, and counted by nobody."""
+        """The outbox in `path`; a corrupt file is put aside as `.broken`, and counted by nobody.
+
+        Raises:
+            TransferError: the disk refuses; what is kept stays.
+        """
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._wake: Callable[[], object] = lambda: None
-        try:
-            self._base = _connected(path)
-        except sqlite3.DatabaseError:
-            path.replace(path.with_name(path.name + ".broken"))
-            self._base = _connected(path)
-        (self._bytes,) = self._base.execute(WHOLE).fetchone()
+        with _saying_why():
+            try:
+                self._base = _connected(path)
+            except sqlite3.DatabaseError as error:
+                if not is_corrupt(error):
+                    raise
+                path.replace(path.with_name(path.name + ".broken"))
+                self._base = _connected(path)
+            (self._bytes,) = self._base.execute(WHOLE).fetchone()
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Calls `wake` after every `put`, in the thread of the put."""
@@ -121,15 +129,23 @@ class Outbox:
 
     @property
     def waiting(self) -> int:
-        """How many rows are kept."""
-        with self._lock:
+        """How many rows are kept.
+
+        Raises:
+            TransferError: the disk refuses.
+        """
+        with self._lock, _saying_why():
             (count,) = self._base.execute("SELECT count(*) FROM outbox").fetchone()
         return int(count)
 
     @property
     def dropped(self) -> Mapping[Rank, int]:
-        """How many rows of each rank were never said, since the file was made."""
-        with self._lock:
+        """How many rows of each rank were never said, since the file was made.
+
+        Raises:
+            TransferError: the disk refuses.
+        """
+        with self._lock, _saying_why():
             found = dict(self._base.execute("SELECT rank, rows FROM outbox_dropped"))
         return {rank: found.get(rank, 0) for rank in Rank}
 
@@ -140,19 +156,17 @@ class Outbox:
 
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _saying_why():
             kept = self._bytes
             try:
                 self._base.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._base.execute("BEGIN IMMEDIATE")
                 yield self._base
                 self._base.execute("COMMIT")
-            except BaseException as error:
+            except BaseException:
                 self._bytes = kept
                 if self._base.in_transaction:
                     self._base.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise TransferError(f"outbox: the disk refuses ({error}): make room or check it") from error
                 raise
 
     def _make_room(self, base: sqlite3.Connection) -> None:
@@ -170,6 +184,14 @@ class Outbox:
     def _forget(self, base: sqlite3.Connection, id_: int) -> None:
         gone = base.execute(FORGET, (id_,)).fetchall()
         self._bytes -= sum(size for (size,) in gone)
+
+
+@contextmanager
+def _saying_why() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise TransferError(f"outbox: the disk refuses ({error}): make room or check it") from error
 
 
 def _is_old(row: tuple[int, int, float, float, str, bytes], now: float) -> bool:

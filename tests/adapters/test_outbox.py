@@ -1,12 +1,14 @@
 """What waits in the outbox: in order, bounded, counted, and still there after a crash."""
 
 import itertools
+import resource
 import subprocess
 import sys
 
 import pytest
 
 from agent.adapters.outbox import ROW_BYTES, Item, Outbox, Rank
+from agent.core.errors import TransferError
 
 NOW = 1_772_000_000.0
 
@@ -106,6 +108,31 @@ def test_a_file_that_is_no_outbox_is_put_aside(tmp_path):
     outbox.put([item("a")], NOW)
     assert names(outbox) == ["a"]
     assert (tmp_path / "outbox.db.broken").exists()
+
+
+def test_a_full_disk_says_nothing_against_the_outbox(tmp_path):
+    """What waits stays where it is, and is said when there is room again."""
+    path = tmp_path / "outbox.db"
+    first = Outbox(path)
+    first.put([item("e", Rank.EVENT)], NOW)
+    first.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(TransferError, match="the disk refuses"):
+            Outbox(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(Outbox(path)) == ["e"]
+
+
+@pytest.mark.parametrize("look", ["waiting", "dropped"])
+def test_an_outbox_that_cannot_be_read_is_the_disks_error(outbox, look):
+    """Counting fails as everything else does: wait and retry."""
+    outbox._base.execute("DROP TABLE outbox")
+    outbox._base.execute("DROP TABLE outbox_dropped")
+    with pytest.raises(TransferError, match="the disk refuses"):
+        getattr(outbox, look)
 
 
 def test_a_put_wakes_whoever_sends(outbox):
