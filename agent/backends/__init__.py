@@ -7,7 +7,7 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -83,19 +83,26 @@ def check_model(path: str, compatibility: Compatibility, backend: Backend) -> No
     check_compatibility(head, compatibility, library.NAME, library.VERSION, library.supported_opset())
 
 
-def probe() -> tuple[Found, ...]:
-    """For every backend whether it works on this device, or why not and what to do. Loads libraries: use a child."""
-    return tuple(probe_backend(backend) for backend in Backend)
+def probe(backends: Iterable[Backend] = Backend) -> tuple[Found, ...]:
+    """For each backend whether it works on this device, or why not and what to do. Loads libraries: use a child."""
+    return tuple(probe_backend(backend) for backend in backends)
 
 
 def probe_backend(backend: Backend) -> Found:
     """What a real run of a small model on one backend found out."""
-    device = gpu() if backend in GPU else board()
     try:
-        with _tiny_model() as path, closing(open_session(path, Candidate(backend=backend), _CONFIG)) as session:
-            output = session.run(None, {"x": _INPUT})[0]
-    except (EdgeError, OSError) as error:
-        return Found(backend=backend, present=False, reason=f"{error}. Next: {_NEXT[backend]}")
+        return _tried(backend)
+    except EdgeError as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
+        reason = f"{backend} failed on a small model ({type(error).__name__}: {error})"
+    return Found(backend=backend, present=False, reason=f"{reason}. Next: {_NEXT[backend]}")
+
+
+def _tried(backend: Backend) -> Found:
+    device = gpu() if backend in GPU else board()
+    with _tiny_model() as path, closing(open_session(path, Candidate(backend=backend), _CONFIG)) as session:
+        output = session.run(None, {"x": _INPUT})[0]
     if not np.allclose(output, np.maximum(_INPUT @ _INPUT, 0), atol=1e-3):
         return Found(backend=backend, present=False, reason=f"it computes wrong on {device}. Next: {_NEXT[backend]}")
     library = _library(backend)

@@ -27,7 +27,7 @@ from agent.backends import Session, check_model, open_session, probe
 from agent.backends.golden import Sample, compare, load_golden
 from agent.backends.signature import check_tensors
 from agent.backends.trial import run_trial
-from agent.core.candidate import Failure
+from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
 from agent.core.messages import (
@@ -233,9 +233,9 @@ def settle(parent: int) -> None:
 
 
 def main() -> None:
-    """`seat PARENT DESCRIPTOR`, or `seat --probe`: what backends this device has, as JSON."""
-    if sys.argv[1:] == ["--probe"]:
-        sys.stdout.buffer.write(to_json(probe()))
+    """`seat PARENT DESCRIPTOR`, or `seat --probe [NAME ...]`: which backends this device has, all or those, as JSON."""
+    if sys.argv[1:2] == ["--probe"]:
+        sys.stdout.buffer.write(to_json(probe([Backend(name) for name in sys.argv[2:]] or Backend)))
         return
     parent, descriptor = map(int, sys.argv[1:])
     settle(parent)

@@ -39,6 +39,20 @@ def test_a_backend_that_computes_wrong_is_absent(monkeypatch):
     assert "computes wrong" in probe_backend(Backend.CPU).reason
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no such symbol"), AttributeError("version"), OSError("libfoo.so")])
+def test_a_library_that_raises_anything_makes_its_backend_absent(monkeypatch, error):
+    """Whatever comes out of a library is a reason, not the end of the probe."""
+
+    def broken(backend):
+        raise error
+
+    monkeypatch.setattr(backends, "_library", broken)
+    found = probe_backend(Backend.CPU)
+    assert not found.present
+    assert str(error) in found.reason
+    assert "Next: " in found.reason
+
+
 def test_importing_the_room_loads_no_library():
     """A process that opens no session pays for none."""
     program = "import sys, agent.backends.trial; print([m for m in ('onnxruntime', 'openvino') if m in sys.modules])"
