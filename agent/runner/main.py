@@ -23,6 +23,9 @@ from agent.runner.orders import Runner
 
 FINISH_S = 20.0  # what is inside is answered within the time that a hung seat is killed in, or not at all
 BACKLOG = 64
+ACCEPT_AGAIN_S = 0.1  # what is short now is given back in moments, or not at all
+
+log = logging.getLogger("edge-runner")
 
 
 def main() -> None:
@@ -132,9 +135,18 @@ async def open_door(runner: Runner, sock: socket.socket) -> asyncio.Server:
 
 async def accept(runner: Runner, models: socket.socket, uid: int, tasks: asyncio.TaskGroup) -> None:
     """Takes agents, one after the other or two while one replaces the other."""
+    is_refused = False
     with models:
         while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(models)
+            try:
+                sock, _ = await asyncio.get_running_loop().sock_accept(models)
+            except OSError as error:  # no descriptor is left, say: those that serve go on, and the agent waits
+                if not is_refused:
+                    log.warning("step=accept outcome=waiting reason=%s", error)
+                is_refused = True
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            is_refused = False
             tasks.create_task(runner.attend(Channel(sock, Ask), uid), name="agent")
 
 

@@ -2,7 +2,8 @@
 
 1. Only the agent's user is heard (SO_PEERCRED), and only after a Hello of a protocol that we speak.
 2. Orders run side by side: a look at the facts never waits for a trial. Each gets one answer.
-3. An agent that goes takes nothing along: its orders are finished, what serves goes on serving.
+3. What goes wrong in one order is the answer to that order, and ends nothing else.
+4. An agent that goes takes nothing along: its orders are finished, what serves goes on serving.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ from agent.runner.seats import probe
 from agent.runner.slots import Slot
 
 SPOKEN = frozenset({PROTOCOL, max(1, PROTOCOL - 1)})
-PROBE_S = 60.0  # importing three libraries and running a tiny model on each, on a slow flash disk
+PROBE_S = 60.0  # importing a library beside the others and running a tiny model on it, on a slow flash disk
 
 log = logging.getLogger("edge-runner")
 
@@ -128,12 +129,18 @@ class Runner:
             reply, descriptors = await self._act(ask.order)
         except BackendError as error:
             reply = refused(str(error), error.kind)
+        except Exception as error:  # one order's trouble is its own: what serves goes on serving
+            step = type(ask.order).__name__.lower()
+            log.exception("step=%s outcome=refused", step)
+            reason = f"the runner failed at this {step} ({type(error).__name__}: {error}): look at its log"
+            reply = refused(reason, Kind.BACKEND)
         if channel in self._agents:
             try:
                 channel.send(Answer(id=ask.id, reply=reply), descriptors)
             except (TransferError, InputError) as error:
                 log.warning("step=answer outcome=lost reason=%s", error)
-        self.changed()
+        if not isinstance(ask.order, Look):  # a look changes nothing; told of, it would wake whoever looks
+            self.changed()
 
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
@@ -200,12 +207,18 @@ class Runner:
 
 
 async def find_backends() -> tuple[Found, ...]:
-    """What this device can run; nothing, with the reason, where the probe itself fails."""
+    """What this device can run. Each backend has a child of its own: a library that crashes hides no other."""
+    return tuple(await asyncio.gather(*map(find_backend, Backend)))
+
+
+async def find_backend(backend: Backend) -> Found:
+    """Whether this device can run one backend; no, with the reason, where the probe itself fails."""
     try:
-        return from_json(tuple[Found, ...], await probe(PROBE_S), "probe")
+        (found,) = from_json(tuple[Found], await probe(backend, PROBE_S), f"the probe of {backend}")
     except (BackendError, InputError) as error:
         reason = f"{error}; look at the runner's log and the driver's"
-        return tuple(Found(backend=backend, present=False, reason=reason) for backend in Backend)
+        return Found(backend=backend, present=False, reason=reason)
+    return found
 
 
 def refused(reason: str, kind: Kind) -> Refused:

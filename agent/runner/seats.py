@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from agent.adapters.channel import Channel
-from agent.core.candidate import Failure
+from agent.core.candidate import Backend, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import (
     FromSeat,
@@ -106,6 +106,15 @@ class Seat:
         Raises:
             BackendError: the system has no room for another process.
         """
+        try:
+            self._channel = await self._spawn()
+        except OSError as error:
+            self._told_to_end = True
+            self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
+            raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
+        lower(self.pid)
+
+    async def _spawn(self) -> Channel[FromSeat]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -115,13 +124,10 @@ class Seat:
                     env=environment(self.place),
                     stdin=asyncio.subprocess.DEVNULL,
                 )
-            except OSError as error:
+            except OSError:
                 ours.close()
-                self._told_to_end = True
-                self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
-                raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
-        self._channel = Channel(ours, FromSeat)
-        lower(self.pid)
+                raise
+        return Channel(ours, FromSeat)
 
     async def load(self, deadline_s: float) -> SeatReady:
         """What the seat says of its model.
@@ -133,7 +139,8 @@ class Seat:
         ask = SeatLoad(place=self.place, parts=self.held.parts)
         try:
             ready = await self.ask(ask, deadline_s, self.held.descriptors)
-            assert isinstance(ready, SeatReady)
+            if not isinstance(ready, SeatReady):  # a corrupt process may say anything
+                raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
             self.settled.set()
@@ -220,7 +227,7 @@ class Seat:
 
     def rss_mb(self) -> float:
         """The child's resident memory; 0 when there is no child."""
-        with suppress(psutil.Error, ValueError):
+        with suppress(psutil.Error, ValueError, OSError):  # no descriptor is left to look with
             return float(psutil.Process(self.pid).memory_info().rss) / 1e6 if self.pid else 0.0
         return 0.0
 
@@ -326,26 +333,32 @@ def how_it_ended(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}"
 
 
-async def probe(deadline_s: float) -> bytes:
-    """What a short-lived child found out about the backends, as JSON.
+async def probe(backend: Backend, deadline_s: float) -> bytes:
+    """What a short-lived child found out about one backend, as JSON.
 
     Raises:
-        BackendError: it crashed or hung.
+        BackendError: it could not be started, crashed or hung.
     """
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agent.runner.seat", "--probe"),
-        env={name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "agent.runner.seat", "--probe", backend),
+            env={name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise BackendError(f"no process for the probe of {backend} ({error.strerror})") from error
     try:
         async with asyncio.timeout(deadline_s):
             output, _ = await child.communicate()
     except TimeoutError:
-        raise BackendError(f"the probe of the backends hung for {deadline_s:g} s") from None
+        raise BackendError(f"the probe of {backend} hung for {deadline_s:g} s") from None
     finally:
         if child.returncode is None:
             child.kill()
+            with suppress(TimeoutError):  # one that hangs in a driver may not even die
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await child.communicate()
     if child.returncode:
-        raise BackendError(f"the probe of the backends {how_it_ended(child.returncode)}")
+        raise BackendError(f"the probe of {backend} {how_it_ended(child.returncode)}")
     return output

@@ -321,7 +321,7 @@ class Slot:
             self._tasks.create_task(seat.listen(), name=f"seat {place}")
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
-        except BackendError:
+        except Exception:  # whatever it is, no seat stays that is loading for ever
             await seat.end()
             self._remove(seat)
             raise
