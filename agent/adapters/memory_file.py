@@ -24,12 +24,15 @@ def reserve(name: str, size: int) -> int:
     Raises:
         TransferError: there is no memory for it now.
     """
-    number = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        if size:
-            os.posix_fallocate(number, 0, size)
+        number = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            if size:
+                os.posix_fallocate(number, 0, size)
+        except OSError:
+            os.close(number)
+            raise
     except OSError as error:
-        os.close(number)
         raise TransferError(
             f"{name}: no memory for {size} bytes now ({error.strerror}); free some, then again"
         ) from error

@@ -3,7 +3,9 @@
 1. A part is believed when its sealed bytes have the size and digest that the agent announced, not before.
 2. A release that seats or standing orders need is kept. So are a few that were sealed and never served: their
    other candidates come next. The rest is forgotten at once: weights in memory are memory the models lack.
-3. Reserving and hashing take a while for large weights: they are done in a thread.
+3. What fails at handing over says nothing against the release: the agent verified it before. Only documents that
+   break their form do.
+4. Reserving and hashing take a while for large weights: they are done in a thread.
 """
 
 import asyncio
@@ -70,7 +72,8 @@ class Holdings:
             self._withdraw(ref)
             return None
         if ref not in self._offered:
-            return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: nothing of it was offered: offer its parts first")
+            reason = f"{ref}: nothing of it is offered, or another seal took it: offer its parts again"
+            return Failure(kind=Kind.BACKEND, reason=reason)
         parts, descriptors = self._offered.pop(ref)
         checked = await asyncio.to_thread(_check, ref, parts, descriptors)
         if isinstance(checked, Failure):
@@ -122,10 +125,16 @@ def _check(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held 
         for part in parts:
             seal(files[part.name])
             if (size(files[part.name]), digest(files[part.name])) != (part.size, part.sha256):
-                return Failure(kind=Kind.TRUST, reason=f"{ref}: {part.name} is not the one that was announced")
+                return Failure(
+                    kind=Kind.BACKEND,
+                    reason=f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
+                    "of it was written; it is handed over again",
+                )
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
         config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
-    except (InputError, TransferError) as error:
+    except TransferError as error:
+        return Failure(kind=Kind.BACKEND, reason=f"{ref}: {error}")
+    except InputError as error:
         return Failure(kind=Kind.STRUCTURE, reason=str(error))
     if metadata.name != ref.name:
         return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: its metadata is that of {metadata.name}")

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -42,7 +43,7 @@ async def offered(agent, one):
 
 
 async def test_a_part_with_another_digest_is_refused(agent, slot):
-    """One changed byte in the weights: refused as trust, and nothing of the release is held."""
+    """One changed byte in the weights: nothing of the release is held, and it may be handed over again."""
     one = release(1, factor=7.0)
     descriptors = await offered(agent, one)
     for number, content in zip(descriptors, one.parts.values(), strict=True):
@@ -50,9 +51,59 @@ async def test_a_part_with_another_digest_is_refused(agent, slot):
     reply = await agent.ask(Seal(ref=one.ref))
     close_all(descriptors)
     assert isinstance(reply, Refused)
-    assert reply.failure.kind == "trust"
+    assert not reply.failure.kind.is_final
     assert one.ref not in (await agent.ask(Look())).held
     assert isinstance(await agent.ask(Load(slot=slot, place=one.place)), Refused)
+    assert await agent.hand_over(one) == Done()
+
+
+async def test_an_offer_that_another_replaced_says_nothing_against_the_release(agent):
+    """Two slots hand over the same release at once: one of them loses, and tries again."""
+    one = release(1, factor=7.5)
+    first, second = await offered(agent, one), await offered(agent, one)
+    for number, content in zip(first, one.parts.values(), strict=True):
+        memory_file.write(number, content)
+    for _ in range(2):  # what the second has not written yet; then nothing
+        reply = await agent.ask(Seal(ref=one.ref))
+        assert isinstance(reply, Refused)
+        assert not reply.failure.kind.is_final
+    close_all([*first, *second])
+    assert await agent.hand_over(one) == Done()
+
+
+async def test_a_look_is_answered_once(shared, agent):
+    """Whoever looks is told; those who listen are not: two that look at what they are told would never end."""
+    listening = await shared.agent()
+    await agent.ask(Look())
+    listening.news.clear()
+    for _ in range(10):
+        await agent.ask(Look())
+    await listening.ask(Look())  # its answer comes behind all that was told before
+    assert not listening.news.is_set()
+    await listening.client.close()
+
+
+async def test_a_runner_without_descriptors_refuses_and_serves_on(tmp_path, x):
+    """Orders and agents that come while no descriptor is left wait or are refused; then all goes on."""
+    async with runner_in(tmp_path) as running:
+        agent, camera = await running.agent(), await running.camera()
+        one, two = release(1), release(2)
+        await agent.serve("a", one)
+        assert await agent.hand_over(two) == Done()
+        assert (await camera.infer("a", x)).status == 200
+        limits = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        for order in (Load(slot="b", place=two.place), Offer(ref=one.ref, parts=one.announced)):
+            reply = await agent.ask(order)
+            assert isinstance(reply, Refused)
+            assert not reply.failure.kind.is_final
+        late = asyncio.create_task(running.agent())
+        await asyncio.sleep(0.3)
+        assert (await camera.infer("a", x)).status == 200
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limits)
+        await (await late).client.close()
+        await agent.serve("b", two)
+        assert running.process.returncode is None
 
 
 async def test_nobody_changes_a_part_after_its_seal(agent):
