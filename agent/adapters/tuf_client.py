@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
@@ -149,7 +149,15 @@ class TufClient:
             store: where the repository lies.
             root: the root that was pinned at provisioning.
             check: raises TrustError when a verified chain is below the floor, and keeps the floor durably.
+
+        Raises:
+            InputError: the pinned root is none.
         """
+        try:
+            pinned = Metadata[Root].from_bytes(root)
+            pinned.signed.verify_delegate("root", pinned.signed_bytes, pinned.signatures)
+        except (exceptions.RepositoryError, ValueError) as error:
+            raise _unusable(error) from error
         self.folder = folder
         self.store = store
         self.root = root
@@ -200,9 +208,7 @@ class TufClient:
         try:
             updater = Updater(str(folder), METADATA, fetcher=fetcher, config=config, bootstrap=self.root)
         except exceptions.RepositoryError as error:
-            raise InputError(
-                f"the pinned root cannot be used ({_short(error)}): provision this device again"
-            ) from error
+            raise _unusable(error) from error
         with _translated("metadata"):
             updater._trusted_set.reference_time = now  # noqa: SLF001  see the top of the file
             updater.refresh()
@@ -305,6 +311,10 @@ def _target_info(found: TargetFile, *, consistent: bool) -> TargetInfo:
 
 def _is_signed(content: bytes, info: TargetInfo) -> bool:
     return len(content) == info.length and hashlib.sha256(content).hexdigest() == info.sha256
+
+
+def _unusable(error: Exception) -> InputError:
+    return InputError(f"the pinned root, root.json, cannot be used ({_short(error)}); provision this device again")
 
 
 def _short(error: Exception) -> str:

@@ -92,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The daemon, until SIGTERM or SIGINT."""
     settings = read_settings(arguments.config)
     level = os.environ.get("EDGE_LOG", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise InputError(f"EDGE_LOG={level}: not a log level; write DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf", "mqtt"):
         logging.getLogger(library).setLevel(logging.WARNING)

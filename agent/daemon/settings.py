@@ -100,7 +100,10 @@ def read_settings(path: Path) -> Settings:
         raise InputError(
             f"{path}: {error.strerror}; `edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
         ) from error
-    settings = from_yaml(Settings, content, str(path))
+    try:
+        settings = from_yaml(Settings, content, str(path))
+    except InputError as error:
+        raise InputError(f"{' '.join(str(error).split())}; docs/agent.example.yaml explains every key") from error
     for name, socket in (
         ("run_folder", settings.run / "control.sock"),
         ("runner.folder", settings.runner.models_socket),

@@ -273,9 +273,9 @@ def test_a_fleet_recovers_from_a_stolen_online_key(device, repository):
 
 def test_another_fleets_root_is_a_mistake_of_the_installation(tmp_path, repository):
     """A pinned root that is none says who must act."""
-    client = TufClient(tmp_path / "tuf", repository.store, b"not a root", lambda chain: None)
-    with pytest.raises(InputError, match="provision this device again"):
-        client.refresh(NOW)
+    for root in (b"not a root", b"{}", repository.pinned.replace(b'"sig": "', b'"sig": "00')):
+        with pytest.raises(InputError, match="provision this device again"):
+            TufClient(tmp_path / "tuf", repository.store, root, lambda chain: None)
 
 
 def test_another_fleets_store_is_not_believed(tmp_path, repository):
