@@ -87,6 +87,8 @@ class Outbox:
                 if not is_corrupt(error):
                     raise
                 path.replace(path.with_name(path.name + ".broken"))
+                for rest in ("-wal", "-shm"):  # of the broken file: SQLite would play them into the new one
+                    path.with_name(path.name + rest).unlink(missing_ok=True)
                 self._base = _connected(path)
             (self._bytes,) = self._base.execute(WHOLE).fetchone()
 
@@ -199,10 +201,19 @@ def _is_old(row: tuple[int, int, float, float, str, bytes], now: float) -> bool:
     return at >= CLOCK_SET and expires <= now
 
 
+class _BrokenError(sqlite3.DatabaseError):
+    """What quick_check found, as SQLite tells it when it meets the page."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
 def _connected(path: Path) -> sqlite3.Connection:
     base = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         base.executescript(TABLES)
+        found = base.execute("PRAGMA quick_check").fetchone()[0]
+        if found != "ok":
+            raise _BrokenError(found)  # noqa: TRY301  as a damaged page raises by itself
     except sqlite3.DatabaseError:
         base.close()
         raise

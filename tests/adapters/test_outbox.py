@@ -110,6 +110,21 @@ def test_a_file_that_is_no_outbox_is_put_aside(tmp_path):
     assert (tmp_path / "outbox.db.broken").exists()
 
 
+def test_a_damage_behind_a_sound_beginning_is_found(tmp_path):
+    """Pages deep in the file are looked at before anything rests on them; a WAL of the broken file is not played on."""
+    path = tmp_path / "outbox.db"
+    first = Outbox(path)
+    for number in range(50):
+        first.put([item(str(number))], NOW)
+    first.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+    (tmp_path / "outbox.db-wal").write_bytes(b"\xa5" * 9000)
+    outbox = Outbox(path)
+    outbox.put([item("a")], NOW)
+    assert names(outbox) == ["a"]
+
+
 def test_a_full_disk_says_nothing_against_the_outbox(tmp_path):
     """What waits stays where it is, and is said when there is room again."""
     path = tmp_path / "outbox.db"

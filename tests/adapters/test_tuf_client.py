@@ -273,7 +273,7 @@ def test_a_fleet_recovers_from_a_stolen_online_key(device, repository):
 
 def test_another_fleets_root_is_a_mistake_of_the_installation(tmp_path, repository):
     """A pinned root that is none says who must act."""
-    for root in (b"not a root", b"{}", repository.pinned.replace(b'"sig": "', b'"sig": "00')):
+    for root in (b"not a root", b"{}", repository.pinned.replace(b'"sig":"', b'"sig":"00')):
         with pytest.raises(InputError, match="provision this device again"):
             TufClient(tmp_path / "tuf", repository.store, root, lambda chain: None)
 
