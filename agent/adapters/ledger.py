@@ -91,6 +91,13 @@ class Ledger:
         found = {key: _read(body, form) for key, body in rows}
         return {key: fact for key, fact in found.items() if fact is not None}
 
+    def newest(self, kind: str, form: type[T], count: int) -> tuple[T, ...]:
+        """The facts with the highest keys, in the order of their keys."""
+        query = "SELECT body FROM facts WHERE kind = ? ORDER BY key DESC LIMIT ?"
+        with self._reading():
+            rows = self._reader.execute(query, (kind, count)).fetchall()
+        return tuple(fact for (body,) in reversed(rows) if (fact := _read(body, form)) is not None)
+
     def put(self, kind: str, key: str, fact: object) -> None:
         """Record one fact."""
         self.put_all([(kind, key, fact)])

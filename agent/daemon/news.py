@@ -19,6 +19,7 @@ from agent.core.errors import TransferError
 from agent.core.intent import Command, Reply
 
 EVENTS_KEPT = 300  # for `edge-agent why`; all of them go to the broker
+EVENTS_SHOWN = 30  # in the state, which is made anew each second
 REPLY_EXPIRY_S = 3600.0
 
 log = logging.getLogger("edge-agent")
@@ -78,7 +79,7 @@ class News:
 
     def recent(self) -> tuple[Event, ...]:
         """The newest events, oldest first."""
-        return tuple(self._ledger.all("event", Event).values())
+        return self._ledger.newest("event", Event, EVENTS_SHOWN)
 
     def close(self) -> None:
         """Write what is left."""

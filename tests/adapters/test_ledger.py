@@ -195,3 +195,11 @@ def test_a_folder_in_the_place_of_the_ledger_is_told(path):
     with pytest.raises(TransferError, match="cannot be opened"):
         Ledger(path)
     assert path.is_dir()
+
+
+def test_the_newest_facts_come_in_order(tmp_path):
+    """As many as are asked for, the last ones, oldest first."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    for number in range(5):
+        ledger.put("event", f"{number:03d}", number)
+    assert ledger.newest("event", int, 2) == (3, 4)
