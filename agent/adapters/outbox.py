@@ -213,7 +213,7 @@ def _connected(path: Path) -> sqlite3.Connection:
         base.executescript(TABLES)
         found = base.execute("PRAGMA quick_check").fetchone()[0]
         if found != "ok":
-            raise _BrokenError(found)  # noqa: TRY301  as a damaged page raises by itself
+            raise _BrokenError(found)
     except sqlite3.DatabaseError:
         base.close()
         raise
