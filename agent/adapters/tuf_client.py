@@ -217,6 +217,10 @@ class TufClient:
     def _stage(self) -> Path:
         """A copy of the current set, as links: python-tuf replaces files and never writes into one."""
         current = self.folder / "current"
+        if current.is_dir() and not current.is_symlink():  # somebody copied the folder without its links
+            number = 1 + max((int(old.name.removeprefix("set-")) for old in self.folder.glob("set-*")), default=0)
+            current.rename(self.folder / f"set-{number}")
+            current.symlink_to(f"set-{number}")
         was = current.resolve().name if current.exists() else "set-0"
         stage = self.folder / f"set-{int(was.removeprefix('set-')) + 1}"
         for old in self.folder.glob("set-*"):

@@ -1,6 +1,7 @@
 """What an attacker who owns the store, and a power cut, can make a device believe: nothing."""
 
 import resource
+import shutil
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -269,6 +270,17 @@ def test_a_fleet_recovers_from_a_stolen_online_key(device, repository):
     repository.metadata["timestamp"].signed.version = 5
     repository.publish()
     assert device.refresh().chain.timestamp.version == 6
+
+
+def test_a_folder_that_was_copied_without_its_links_goes_on(tmp_path, repository):
+    """A stick keeps no links: what was seen stays seen, and an older repository is still told."""
+    floors = []
+    TufClient(tmp_path / "tuf", repository.store, repository.pinned, floors.append).refresh(NOW)
+    shutil.copytree(tmp_path / "tuf", tmp_path / "copy")
+    assert not (tmp_path / "copy/current").is_symlink()
+    client = TufClient(tmp_path / "copy", repository.store, repository.pinned, floors.append)
+    client.refresh(NOW)
+    assert client.load().chain.timestamp == floors[0].timestamp
 
 
 def test_another_fleets_root_is_a_mistake_of_the_installation(tmp_path, repository):
