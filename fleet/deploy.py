@@ -20,6 +20,7 @@ from agent.core.intent import COMMAND_TYPE, ROLLOUT_TYPE, WAVE_TYPE, Command, Mo
 from agent.core.release import Ref
 from agent.trust.deployment import PAIR_BYTES, Deployment, Pair, Taken, believe_deployment, make_pair
 from agent.trust.envelope import make_envelope
+from agent.trust.listing import read_listing, target_path
 from fleet.keyring import Keyring, check_word
 from fleet.repository import Repository, listed_bytes
 
@@ -61,7 +62,8 @@ def deploy(  # noqa: PLR0913  what moves where, how far, and how long it is watc
     Each device watches the release for `soak_s` seconds before it confirms it.
 
     Raises:
-        InputError: the release is not listed, another slot is half way, the share is none, or a key is missing.
+        InputError: the release is not listed or not for this group, another slot is half way, the share is none, or
+            a key is missing.
     """
     check_word("slot", slot)
     if not 0 <= soak_s < float("inf"):
@@ -69,6 +71,7 @@ def deploy(  # noqa: PLR0913  what moves where, how far, and how long it is watc
     if not 0 < share <= 1:
         raise InputError(f"share {share}: give a part of the group, above 0 and up to 1")
     goal = repository.ref(release)
+    check_readable(repository, release, group)
     last = current(repository, group, now)
     counter = next_counter(last.rollout.counter if last else 0, now)
     rollout = Rollout(
@@ -84,6 +87,18 @@ def deploy(  # noqa: PLR0913  what moves where, how far, and how long it is watc
     signed = make_envelope(payload, ROLLOUT_TYPE, keyring.signers("operators"))
     wave = next_wave(group, payload, share, WaveAction.RUN, last, now)
     return stand(repository, keyring, signed, wave, now)
+
+
+def check_readable(repository: Repository, release: str, group: str) -> None:
+    """Raises InputError where the devices of a group could not open a listed release."""
+    path = target_path(release)
+    target = repository.find(path)
+    readers = sorted({wrap.group for wrap in read_listing(target.custom, path).wraps}) if target is not None else []
+    if group not in readers:
+        raise InputError(
+            f"group {group}: {release} is sealed for {', '.join(readers)} alone; check the group's name, "
+            "or publish a release for that group"
+        )
 
 
 def steer(
