@@ -14,6 +14,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.adapters.store import Store
+from agent.core.errors import EdgeError
 from agent.trust.grant import CURVE, make_grant
 from fleet.keyring import Keyring, check_word, public_key
 from provisioning.keys import PRIVATE, PUBLIC, make_folder, private_pem, refuse_existing, write_new
@@ -56,7 +57,12 @@ def enrol(
     refuse_existing(out / name for name in FILES)
     make_folder(out)
     public = public_key(key) if key is not None else new_device_key(out / "device.key")
-    store.write(grant_key(group, device), make_grant(device, group, epochs, public, signers))
+    try:
+        store.write(grant_key(group, device), make_grant(device, group, epochs, public, signers))
+    except EdgeError:
+        if key is None:
+            (out / "device.key").unlink(missing_ok=True)  # nobody was told of it: the folder can be used again
+        raise
     write_new(out / "root.json", root, PUBLIC)
     write_new(out / "agent.yaml", agent_yaml({"device": device, "group": group} | dict(settings)), PRIVATE)
 
