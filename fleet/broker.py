@@ -81,7 +81,9 @@ class Broker:
                 self._client.tls_set_context(context)
             self._client.connect(settings.host, settings.port, KEEPALIVE_S)
         except OSError as error:
-            raise TransferError(f"{where}: {error}; check its address, port and certificates") from error
+            given = ", ".join(filter(None, (settings.ca, settings.cert, settings.key)))
+            certificates = f"certificates ({given})" if given else "certificates"
+            raise TransferError(f"{where}: {error}; check its address, port and {certificates}") from error
         self._client.loop_start()
         try:
             self._wait("connect", 0, where)

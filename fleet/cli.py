@@ -25,6 +25,7 @@ from fleet.watch import Fleet
 LAST_WORDS = frozenset({"done", "failed", "rejected", "expired"})
 REPLY_S = 60.0  # `--wait`: a sync over a bad link
 PAINT_S = 0.5
+LONGEST_S = 365 * 24 * 3600.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,7 +76,7 @@ def make_parser() -> ArgumentParser:
     one.set_defaults(verb=Verb.ROLLBACK.value)
 
     one = commands.add_parser("watch", help="what every device runs, live")
-    one.add_argument("--for", dest="seconds", type=float, help="stop after so many seconds")
+    one.add_argument("--for", dest="seconds", type=seconds, help="stop after so many seconds")
     add_broker(one, required=True)
     one.set_defaults(act=run_watch)
 
@@ -83,6 +84,14 @@ def make_parser() -> ArgumentParser:
     add_repository(one)
     one.set_defaults(act=run_refresh)
     return parser
+
+
+def seconds(text: str) -> float:
+    """A time span that can be waited for."""
+    span = float(text)
+    if not 0 < span <= LONGEST_S:
+        raise ValueError(text)
+    return span
 
 
 def add_repository(parser: ArgumentParser) -> None:
@@ -130,6 +139,8 @@ def run_publish(options: Namespace) -> None:
     """`publish`."""
     from models.check import check_release  # noqa: PLC0415  brings ONNX along, which no other command needs
 
+    if not options.folder.is_dir():
+        raise InputError(f"{options.folder}: no such folder; --folder names the one with weights/, metadata/, configs/")
     found = repository(options)
     checked = check_release(options.folder, options.name)
     for note in checked.notes:

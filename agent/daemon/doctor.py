@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.adapters import files, host
 from agent.adapters.ledger import Ledger
-from agent.adapters.store import open_store
+from agent.adapters.store import Missing, open_store
 from agent.core.candidate import Found
 from agent.core.documents import Document, from_tree
 from agent.core.errors import EdgeError, TransferError
@@ -98,7 +98,10 @@ def store(settings: Settings) -> str:
         one.url, endpoint=one.endpoint, region=one.region, access_key=one.access_key,
         secret_key=one.secret_key, ca=one.ca,
     )  # fmt: skip
-    content = opened.read("metadata/timestamp.json", 64 * 1024)
+    try:
+        content = opened.read("metadata/timestamp.json", 64 * 1024)
+    except Missing as error:
+        raise TransferError(f"{one.url}: no repository lies there ({error}); check the store's URL") from error
     try:
         return f"{one.url}: timestamp version {json.loads(content)['signed']['version']}"
     except (ValueError, KeyError, TypeError) as error:
