@@ -71,7 +71,7 @@ def deploy(  # noqa: PLR0913  what moves where, how far, and how long it is watc
     if not 0 < share <= 1:
         raise InputError(f"share {share}: give a part of the group, above 0 and up to 1")
     goal = repository.ref(release)
-    check_readable(repository, release, group)
+    check_readable(repository, release, check_word("group", group))
     last = current(repository, group, now)
     counter = next_counter(last.rollout.counter if last else 0, now)
     rollout = Rollout(

@@ -35,7 +35,8 @@ def desk_made_once(tmp_path_factory):
     from fleet.terminal import now
 
     folder = tmp_path_factory.mktemp("desk")
-    (folder / "store").mkdir()
+    for name in ("store", "models"):
+        (folder / name).mkdir()
     store, keys = ["--store", f"file://{folder}/store"], ["--keys", f"{folder}/keys"]
     for words in (["keys", "init", f"{folder}/keys"], ["group", "init", "g1", *keys], ["store", "init", *store, *keys]):
         assert provision.main(words) == 0
