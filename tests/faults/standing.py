@@ -1,22 +1,25 @@
 """A plant whose good release serves a camera all the time, and what has to be the same after whatever came."""
 
+import io
 import json
 import os
+import signal
 import sqlite3
-import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from agent.daemon import cli
 from models.check import check_release
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
 from tests.system.listener import Listener
-from tests.system.plant import GROUP, MODELS, ONE, ROOT, TWO, Camera, Plant, golden
+from tests.system.plant import GROUP, MODELS, ONE, TWO, Camera, Plant, golden
 from tests.system.steady import until_settled
 
 FRAME_S = 0.02  # a camera of 50 frames per second leaves the machine some time for the test
@@ -98,14 +101,17 @@ class Standing:
         return found()[0]["failure"]
 
     def until_told(self, words, seconds=30.0):
-        """Wait until the commands tell something, in words."""
-        self.device.until(lambda: words in json.dumps(self.device.state(), ensure_ascii=False), words, seconds)
-        self.tells(words)
+        """Wait until both commands say it in words."""
+        until_told(self.device, words, seconds)
 
-    def tells(self, words):
-        """`status` and `why`, as their user gives them, say so."""
-        for name, said in told(self.device).items():
-            assert words in said, f"{name}: {said}"
+    @contextmanager
+    def asleep(self):
+        """The agent sees nothing of what happens meanwhile, and then all of it at once."""
+        self.device.agent.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.device.agent.send_signal(signal.SIGCONT)
 
     @contextmanager
     def unharmed(self, *, but=()):
@@ -127,16 +133,29 @@ class Standing:
 
 
 def told(device):
-    """What `status` and `why` print, without the breaks of a terminal."""
-    environment = {**os.environ, "COLUMNS": "2000"}
-    asked = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "agent.daemon.cli", name, "--config", str(device.config)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT,
-        )
-        for name in ("status", "why")
-    }  # fmt: skip
-    return {name: process.communicate(timeout=60)[0] for name, process in asked.items()}
+    """What `edge-agent status` and `why` print, without the breaks of a terminal: {command: text}.
+
+    Called in this process: a start of Python for each would double the time of these tests.
+    """
+    said = {}
+    for name in ("status", "why"):
+        text = io.StringIO()
+        with (
+            patch.object(sys, "argv", ["edge-agent", name, "--config", str(device.config)]),
+            patch.dict(os.environ, {"COLUMNS": "2000"}),
+            redirect_stdout(text),
+            redirect_stderr(text),
+            suppress(SystemExit),
+        ):
+            cli.main()
+        said[name] = text.getvalue()
+    return said
+
+
+def until_told(device, words, seconds=30.0):
+    """Wait until `status` and `why` say something in words."""
+    device.until(lambda: all(words in said for said in told(device).values()), words, seconds)
+    assert all(words in said for said in told(device).values()), told(device)
 
 
 def files_of(device):

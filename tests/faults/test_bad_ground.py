@@ -14,7 +14,7 @@ import yaml
 from agent.core.release import Ref
 from agent.daemon import cli
 from tests.fakes.waiting import until
-from tests.faults.standing import CalmCamera, files_of, told
+from tests.faults.standing import CalmCamera, files_of, told, until_told
 from tests.system.client import command, sync
 from tests.system.plant import ONE, ROOT, TWO, Plant, golden
 from tests.system.steady import until_settled
@@ -24,13 +24,6 @@ NOISE = random.Random(7).randbytes(64 * 1024)
 
 def state(device, name):
     return Path(device.tree["state_folder"]) / name
-
-
-def is_told(device, words, seconds=20.0):
-    """Wait until the agent tells something; then both commands do."""
-    device.until(lambda: words in json.dumps(device.state(), ensure_ascii=False), words, seconds)
-    for name, said in told(device).items():
-        assert words in said, f"{name}: {said}"
 
 
 # --- files that are corrupt ----------------------------------------------------------------------------------------
@@ -102,7 +95,7 @@ def test_a_ledger_that_is_corrupt(rested, spoil):
     spoil(state(rested, "ledger.db"))
     with without_a_store(rested), living(rested):
         rested.until_serving(ONE, confirmed=True)
-        is_told(rested, "its copy took its place")
+        until_told(rested, "its copy took its place")
         assert files_of(rested) == files
     with living(rested):
         assert until_settled(rested, rested_release(rested))
@@ -120,12 +113,12 @@ def test_a_ledger_and_its_copy_that_are_both_corrupt(rested):
     garble(state(rested, "ledger.db"))
     garble(state(rested, "ledger.db.copy"))
     with without_a_store(rested), living(rested):
-        is_told_in_status(rested, "the ledger begins anew")
+        until_told_in_status(rested, "the ledger begins anew")
     with living(rested):
         rested.until_serving(ONE, confirmed=True)
 
 
-def is_told_in_status(device, words):
+def until_told_in_status(device, words):
     """Without a slot there is nothing to ask `why` about."""
     device.until(lambda: words in json.dumps(device.state()), words, 20)
     assert words in told(device)["status"]
@@ -173,7 +166,7 @@ def test_ledger_and_outbox_that_are_corrupt_while_a_camera_asks(standing):
             garble(state(device, f"{name}-wal"))
         device.start()
         device.until(lambda: device.state()["pid"] == device.agent.pid, "the agent is back")
-        is_told(device, "its copy took its place")
+        until_told(device, "its copy took its place")
 
 
 # --- a disk that is full --------------------------------------------------------------------------------------------
@@ -223,7 +216,7 @@ def test_a_disk_without_room_for_a_release(small_disk):
     files = files_of(device)
     fill(device, 20_000_000)
     plant.rollout(TWO)
-    is_told(device, "MB are free: make room; it is tried again")
+    until_told(device, "MB are free: make room; it is tried again")
     assert device.slot()["serving"] == ONE
     assert [name for name in files_of(device) if name not in files and not name.endswith(".part")] == []
     device.ballast.unlink()
@@ -238,7 +231,7 @@ def test_a_disk_that_is_wholly_full(small_disk):
     plant.command(device, "report")
     command(device, "sync")
     command(device, "retry")
-    is_told(device, "full")
+    until_told(device, "full")
     began = device.camera.answers
     until(lambda: device.camera.answers > began + 50, 20, "the camera is answered")
     assert device.is_alive()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -107,25 +107,28 @@ def resigned(content, signatures):
 def test_metadata_that_is_not_what_was_signed_is_not_believed(standing, case):
     """`sync` says what is wrong; what was verified before stands."""
     find, spoil, words = METADATA[case]
-    with standing.unharmed(but={"deployment"}):
-        standing.another(f"202403{list(METADATA).index(case) + 1:02}")
-        standing.plant.rollout(ONE, broker=False)  # something new in every role
-        path = find(standing)
-        with spoilt(path, spoil(path.read_bytes())):
-            done = command(standing.device, "sync")
-            assert done.returncode != 0
-            assert words in done.stderr
-            assert "Traceback" not in done.stderr
-            standing.until_told(words)
-        sync(standing.device)
-        standing.device.until(lambda: standing.device.state()["store"]["error"] == "", "it heals")
+    with standing.unharmed(but={"deployment"}), ExitStack() as until_here:
+        with standing.asleep():
+            standing.another(f"202403{list(METADATA).index(case) + 1:02}")
+            standing.plant.rollout(ONE, broker=False)  # something new in every role
+            path = find(standing)
+            until_here.enter_context(spoilt(path, spoil(path.read_bytes())))
+        done = command(standing.device, "sync")
+        assert done.returncode != 0
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        standing.until_told(words)
+        until_here.close()
+        standing.device.until(lambda: standing.device.state()["store"]["error"] == "", "it heals by itself", 15)
 
 
 def test_a_listing_that_is_tampered_says_nothing_against_a_release(standing):
     """What the bucket serves today is not the release's fault: as soon as the right listing lies there, it comes."""
-    release = standing.another("20240321")
-    path = newest(standing, "releases")
-    with spoilt(path, flipped(path.read_bytes())):
+    with ExitStack() as until_here:
+        with standing.asleep():
+            release = standing.another("20240321")
+            path = newest(standing, "releases")
+            until_here.enter_context(spoilt(path, flipped(path.read_bytes())))
         standing.deploy(release.name)
         standing.until_told("is not the file that the signed metadata names: look at the store")
     assert until_settled(standing.device, release)

@@ -184,7 +184,7 @@ def test_a_release_that_breaks_a_rule_is_rejected_by_the_device(standing, monkey
         failure = standing.rejection(release)
         assert failure["kind"] == kind
         assert words in failure["reason"]
-        standing.tells(words)
+        standing.until_told(words)
 
 
 def published(standing, monkeypatch, date, keys=None, **files):
