@@ -252,6 +252,8 @@ def run_watch(options: Namespace) -> None:
             for topic, payload in link.messages(PAINT_S):
                 fleet.hear(topic, payload)
             live.update(fleet.table(), refresh=True)
+    if not terminal.out.is_terminal:
+        terminal.out.line()  # a live table leaves its last line open there
 
 
 def run_refresh(options: Namespace) -> None:

@@ -6,9 +6,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = ("device", "state", "slot", "serving", "on", "confirmed", "wants", "step", "reason")
 STATE_BYTES = 64 * 1024  # a device's words are about 2 KB
-CELL = 80  # characters
+CELL = 120  # characters
 
 
 class Fleet:
@@ -28,14 +27,16 @@ class Fleet:
             kept.pop(device, None)
 
     def table(self) -> Table:
-        """A row per device and slot."""
-        table = Table(*COLUMNS)
+        """A row per device and slot, readable in 80 columns: what serves, and below it what is being done."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("device", "slot, on", "serves", "state"):
+            table.add_column(name, overflow="fold", ratio=2 if name == "serves" else None)
         for device in sorted(self.states.keys() | self.reported.keys()):
             state = self.states.get(device, {}).get("state")
             said = self.reported.get(device, {})
             slots = said.get("slots")
             for slot in slots if isinstance(slots, list) and slots else [said]:
-                table.add_row(cell(device), cell(state), *cells(slot))
+                table.add_row(cell(device), *cells(slot, state))
         return table
 
 
@@ -50,23 +51,35 @@ def words(payload: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {"reason": "sent something that is not a JSON object"}
 
 
-def cells(slot: Any) -> list[Text]:
-    """The columns of one slot."""
+def cells(slot: Any, state: Any) -> tuple[Text, ...]:
+    """The columns of one slot, of a device in a state."""
     said = slot if isinstance(slot, dict) else {"reason": "sent a slot that is none"}
+    task, serves, wanted = (cell(said.get(key)) for key in ("slot", "release", "desired"))
+    doing = cell(said.get("step"))
     progress = said.get("progress")
-    step = (
-        f"{said.get('step', '')} {progress:.0%}"
-        if isinstance(progress, float) and 0 < progress < 1
-        else said.get("step")
+    if isinstance(progress, float) and 0 < progress < 1:
+        doing.append(f" {progress:.0%}")
+    if wanted != serves:
+        doing.append(" for ").append_text(short(wanted, task))
+    if said.get("reason"):
+        doing.append(": ").append_text(cell(said["reason"]))
+    doing.stylize("dim")
+    held = "confirmed" if said.get("confirmed") is True else "not confirmed" if serves else "serves nothing"
+    return (
+        lines(task, cell(said.get("candidate"))),
+        lines(short(serves, task), doing),
+        lines(Text(held), cell(state)),
     )
-    confirmed = "yes" if said.get("confirmed") is True else ""
-    return [
-        *(cell(said.get(key)) for key in ("slot", "release", "candidate")),
-        cell(confirmed),
-        cell(said.get("desired")),
-        cell(step),
-        cell(said.get("reason")),
-    ]
+
+
+def short(release: Text, task: Text) -> Text:
+    """A release's name without its task, which is the slot."""
+    return Text(release.plain.removeprefix(f"{task}_"))
+
+
+def lines(above: Text, below: Text) -> Text:
+    """Two texts, one below the other."""
+    return Text("\n").join((above, below))
 
 
 def cell(value: Any) -> Text:

@@ -12,8 +12,8 @@ SLOT = {
 }  # fmt: skip
 
 
-def shown(fleet):
-    console = Console(width=300, force_terminal=False)
+def shown(fleet, width=300):
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(fleet.table())
     return capture.get()
@@ -29,8 +29,22 @@ def test_a_device_and_its_slots_are_shown():
     )
     text = shown(fleet)
     assert text.count("cam-7") == 2
-    for word in ("online", "face", "fire", "cpu/fp32", "fetch 50%", "slow link", "yes"):
+    for word in ("online", "face", "fire", "cpu/fp32", "fetch 50%: slow link", "confirmed", "not confirmed"):
         assert word in text
+
+
+def test_the_table_fits_a_terminal():
+    """In 80 columns nothing of a release's name or of the reason is cut off."""
+    fleet = Fleet()
+    fleet.hear("edge/v1/cam-7/state", b'{"state": "online"}')
+    moving = SLOT | {"slot": "face_detection", "reason": "12.5 of 48.0 MB are missing, but 3.1 MB are free: make room"}
+    fleet.hear("edge/v1/cam-7/reported", to_json({"slots": [moving]}))
+    lines = shown(fleet, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    begin, end = lines[0].index("serves"), lines[0].index("state")
+    letters = "".join("".join(line[begin:end] for line in lines).split())
+    assert "retinaface_widerface_20250628" in letters
+    assert "".join(moving["reason"].split()) in letters
 
 
 @pytest.mark.parametrize(
