@@ -25,7 +25,7 @@ from agent.adapters.channel import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.candidate import Backend, Candidate
 from agent.core.errors import TransferError
-from agent.core.messages import Done, Facts, Load, Loaded, Look, Offer, Part, Place, Promote, Prove, Seal
+from agent.core.messages import Done, Facts, Load, Loaded, Look, Offer, Part, Place, Promote, Prove, Seal, Unload
 from agent.core.release import Ref
 
 SHAPE = (1, 3, 8, 8)
@@ -318,10 +318,15 @@ async def camera(shared):
 _numbers = count()
 
 
-@pytest.fixture
-def slot() -> str:
-    """A slot of one's own."""
-    return f"slot_{next(_numbers)}"
+@pytest_asyncio.fixture
+async def slot(shared):
+    """A slot of one's own; its seats leave with the test, for seventy of them would starve what comes after."""
+    name = f"slot_{next(_numbers)}"
+    yield name
+    agent = await shared.agent()
+    for seat in agent.client.facts.slots[name].seats if name in agent.client.facts.slots else ():
+        await agent.ask(Unload(slot=name, place=seat.place))
+    await agent.client.close()
 
 
 @pytest.fixture
