@@ -26,9 +26,9 @@ from agent.backends.signature import check_tensors
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import EdgeError, InputError
-from agent.core.names import ReleaseName
 from agent.core.release import Config, Metadata
 from models.folder import Folder, open_folder
+from models.registry import ReleaseName
 from models.storage import in_memory, opened
 
 REFERENCE = Candidate(backend=Backend.CPU, precision="fp32", threads=1)  # one thread: sums in one order
