@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.core.documents import from_json
 from agent.core.errors import InputError
 from agent.core.release import Metadata, Ref
-from agent.trust.grant import wrap_key
 from agent.trust.listing import FORMAT, Listing, Wrap, target_path
-from agent.trust.sealing import SealedPart, best_group, seal
+from agent.trust.sealing import SealedPart, seal
 from fleet.keyring import Keyring
 from fleet.repository import Repository, listed
+from fleet.sealing import best_group, wrap_key
 
 PIECE_BYTES = 1024 * 1024
 SAMPLE_BYTES = 1024 * 1024  # enough to tell float32 from float16

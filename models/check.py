@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agent.backends import OPTIONS, Session, open_session
-from agent.backends.golden import Sample, compare, is_finite, load_feeds, load_golden, save_golden
+from agent.backends.golden import Sample, compare, is_finite, load_feeds, load_golden
 from agent.backends.onnx_file import OnnxHead, parse_head
 from agent.backends.signature import check_tensors
 from agent.core.candidate import Backend, Candidate
@@ -28,6 +28,7 @@ from agent.core.documents import from_json, from_yaml
 from agent.core.errors import EdgeError, InputError
 from agent.core.release import Config, Metadata
 from models.folder import Folder, open_folder
+from models.golden import save_golden
 from models.registry import ReleaseName
 from models.storage import in_memory, opened
 

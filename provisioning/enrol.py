@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.adapters.store import Store
 from agent.core.errors import EdgeError
-from agent.trust.grant import CURVE, make_grant
+from agent.trust.grant import CURVE
 from fleet.keyring import Keyring, check_word, public_key
+from fleet.sealing import make_grant
 from provisioning.keys import PRIVATE, PUBLIC, make_folder, private_pem, refuse_existing, write_new
 
 FILES = ("root.json", "device.key", "agent.yaml")

@@ -9,11 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.adapters.store import FileStore
 from agent.core.errors import InputError
-from agent.trust.grant import CURVE, open_grant
+from agent.trust.grant import CURVE
 from fleet.keyring import ROLES, Keyring, private_key
 from fleet.repository import Repository
 from provisioning.enrol import enrol, folders_in, grant_key, paths_at
 from provisioning.keys import init_group, init_keys, public_pem
+from tests.trust.keys import open_grant
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
