@@ -209,6 +209,10 @@ class Facts(Document, tag=True):
     refused: int = 0  # 503 because of a swap or of no model
     loop_lag_ms: float = 0.0  # the longest that its event loop was held up
 
+    def slot(self, name: str) -> SlotFacts:
+        """One slot; empty where the runner has none of that name."""
+        return self.slots.get(name, SlotFacts())
+
 
 Reply = Welcome | Done | Refused | Loaded | Tried | Facts
 

@@ -105,16 +105,9 @@ class Agent:
         )  # fmt: skip
         self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.jobs = Jobs(
-            self.intake,
-            self.commands,
-            self.ledger,
-            self.news,
-            self.runner,
-            self.bench,
-            self.reconcilers,
-            self.reporter.now,
-            self.changed,
-        )
+            self.intake, self.commands, self.ledger, self.news, self.runner, self.bench, self.reconcilers,
+            self.reporter.now, self.changed,
+        )  # fmt: skip
         self.control = Control(settings.run / "control.sock", self.jobs)
 
     async def run(self) -> None:
