@@ -120,7 +120,8 @@ class Stop(Document, tag=True):
     """Finish what is in flight and exit. Answer: Done."""
 
 
-Order = Hello | Offer | Seal | Load | Trial | Prove | Promote | Unload | Look | Stop
+SlotOrder = Load | Trial | Prove | Promote | Unload
+Order = Hello | Offer | Seal | SlotOrder | Look | Stop
 
 
 # --- the runner answers ----------------------------------------------------------------------------------------

@@ -19,23 +19,11 @@ from agent.adapters.fetch import Mismatch, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Store
 from agent.adapters.tuf_client import TargetInfo, Trusted
-from agent.core import plan
+from agent.core import messages, plan
 from agent.core.candidate import Evidence, Failure, judge
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, InputError, Kind, TransferError, TrustError
-from agent.core.messages import (
-    Done,
-    Load,
-    Offer,
-    Part,
-    Place,
-    Promote,
-    Prove,
-    Seal,
-    Trial,
-    Tried,
-    Unload,
-)
+from agent.core.messages import Place
 from agent.core.names import check_form
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata, Ref
@@ -257,7 +245,7 @@ class Steps:
 
     async def _load(self, slot: str, place: Place) -> None:
         await self.hold(place.ref)
-        await self.runner.ask(Load(slot=slot, place=place))
+        await self.runner.ask(messages.Load(slot=slot, place=place))
 
     async def hold(self, ref: Ref) -> None:
         """Make the runner hold a release that is verified here."""
@@ -270,10 +258,10 @@ class Steps:
     async def _hand_over(self, ref: Ref) -> None:
         """Open the sealed release into memory files that the runner made."""
         opener = await asyncio.to_thread(self._opened, ref)
-        parts = tuple(Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
-        _, received = await self.runner.ask(Offer(ref=ref, parts=parts))
+        parts = tuple(messages.Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
+        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=parts))
         await asyncio.to_thread(self._pour, ref, opener, received)
-        await self.runner.ask(Seal(ref=ref))
+        await self.runner.ask(messages.Seal(ref=ref))
 
     def _pour(self, ref: Ref, opener: Opener, descriptors: list[int]) -> None:
         """Write every part into its memory file. The descriptors are closed here: a thread cannot be cancelled."""
@@ -288,8 +276,8 @@ class Steps:
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key = device.key(place.candidate)
-        reply, _ = await self.runner.ask(Trial(slot=slot, place=place, key=key))
-        assert isinstance(reply, Tried), reply
+        reply, _ = await self.runner.ask(messages.Trial(slot=slot, place=place, key=key))
+        assert isinstance(reply, messages.Tried), reply
         release = self._release(place.ref)
         assert release.config is not None
         failure = judge(reply.evidence, release.config.gates)
@@ -300,14 +288,15 @@ class Steps:
             raise BackendError(failure.reason, failure.kind)
 
     async def _prove(self, slot: str, place: Place) -> None:
-        await self.runner.ask(Prove(slot=slot, place=place))
+        await self.runner.ask(messages.Prove(slot=slot, place=place))
 
     async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
-        reply, _ = await self.runner.ask(Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot)))
-        assert isinstance(reply, Done), reply
+        order = messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot))
+        reply, _ = await self.runner.ask(order)
+        assert isinstance(reply, messages.Done), reply
 
     async def _unload(self, slot: str, place: Place) -> None:
-        await self.runner.ask(Unload(slot=slot, place=place))
+        await self.runner.ask(messages.Unload(slot=slot, place=place))
 
     async def _confirm(self, slot: str, place: Place) -> None:
         record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
