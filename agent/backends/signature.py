@@ -23,7 +23,7 @@ def tensors(ports: Sequence[NodeArg]) -> tuple[Tensor, ...]:
         Tensor(
             name=port.name,
             shape=tuple(size if isinstance(size, int) else -1 for size in port.shape),
-            dtype=DTYPES[port.type],  # type: ignore[arg-type] # the table holds just the literals
+            dtype=DTYPES[port.type],
         )
         for port in ports
     )
