@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent.backends import Session
 from agent.backends.golden import load_feeds
+from agent.backends.session import Session
 from agent.backends.signature import tensors
 from agent.core.errors import EdgeError
 from models.benchmark import Feeds, benchmark_model, save_benchmark

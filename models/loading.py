@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
-from agent.backends import Session, open_session, probe_backend
+from agent.backends import open_session, probe_backend
+from agent.backends.session import Session
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import OpenDocument, from_tree
 from agent.core.errors import BackendError, InputError, Kind

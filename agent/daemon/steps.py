@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters import files
+from agent.adapters import files, memory_file
 from agent.adapters.fetch import Mismatch, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Store
@@ -381,11 +381,7 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
     """
     offsets = [0] * len(descriptors)
     for index, piece in opener.pieces():
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(descriptors[index], view, offsets[index])
-            offsets[index] += written
-            view = view[written:]
+        offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
 
 
 def digest_of(path: Path) -> str:

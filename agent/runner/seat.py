@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from agent.adapters.channel import BlockingChannel, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
-from agent.backends import Session, check_model, open_session, probe
+from agent.backends import check_model, open_session, probe
 from agent.backends.golden import Sample, compare, load_golden
+from agent.backends.session import Session
 from agent.backends.signature import check_tensors
 from agent.backends.trial import run_trial
 from agent.core import messages
