@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 from cryptography.cobblestone import Cobblestone256Encryptor
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.documents import from_json
+from agent.core.documents import from_json, to_tree
 from agent.core.errors import InputError
 from agent.core.release import Metadata, Ref
 from agent.trust.listing import FORMAT, Listing, Wrap, target_path
@@ -89,7 +89,7 @@ def publish(repository: Repository, checked: Checked, groups: Publics, *, now: d
         )
         length, digest = spool_digest(seal(key, path, parts, pieces), spool)
         tell("upload", 0, length)
-        repository.add(listed(path, length, digest, listing.tree()), spool)
+        repository.add(listed(path, length, digest, to_tree(listing)), spool)
         tell("upload", length, length)
     repository.publish(now)
     return Ref(name=checked.name, digest=digest)

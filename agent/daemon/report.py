@@ -26,10 +26,11 @@ from agent.core.slot import SlotRecord
 from agent.daemon.board import Board
 from agent.daemon.intake import Intake
 from agent.daemon.news import News
-from agent.daemon.reconcile import Reconciler
+from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
 from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported
+from agent.daemon.steps import Progress
 
 REFRESH_S = 1.0  # counters move while nothing else does
 QUIET_S = 0.05  # changes that come together are shown together
@@ -206,34 +207,37 @@ class Reporter:
     ) -> SlotState:
         held = facts.slot(record.slot) if facts is not None else SlotFacts()
         reconciler = self.reconcilers.get(record.slot)
-        view = reconciler.view if reconciler is not None else None
-        progress = reconciler.progress if reconciler is not None else None
+        view = reconciler.view if reconciler is not None else SlotView(step="")
+        progress = (reconciler.progress if reconciler is not None else None) or Progress()
         place = held.serving
         refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
         refs |= {good.ref for good in record.good}
         newest = sorted(rejections, key=lambda one: str(one.at))[-REJECTIONS_SHOWN:]
         return SlotState(
             slot=record.slot,
-            step=view.step if view is not None else "",
-            working_on=view.working_on if view is not None else "",
-            reason=(view.reason if view is not None else "") or refusal(record, rejections),
-            since=datetime.fromtimestamp(view.since if view is not None else time.time(), UTC),
+            step=view.step,
+            working_on=view.working_on,
+            reason=view.reason or refusal(record, rejections),
+            since=datetime.fromtimestamp(view.since, UTC),
             record=record,
             serving=place.ref.name if place else "",
             digest=place.ref.digest if place else "",
             candidate=str(place.candidate) if place else "",
-            serving_since=datetime.now(UTC) - timedelta(seconds=time.monotonic() - held.serving_since)
-            if place
-            else None,
+            serving_since=wall_time(held.serving_since) if place else None,
             confirmed=place is not None and place == record.last_good,
             fallback=str(held.fallback or ""),
             seats=held.seats,
             counters=held.counters,
-            fetched=progress.done if progress is not None else 0,
-            fetch_size=progress.total if progress is not None else 0,
+            fetched=progress.done,
+            fetch_size=progress.total,
             trials=tuple(one for one in trials if one.place.ref in refs or one.failure is not None),
-            rejections=tuple(one for one in newest),
+            rejections=tuple(newest),
         )
+
+
+def wall_time(monotonic: float) -> datetime:
+    """When it was, by the wall clock of now."""
+    return datetime.now(UTC) - timedelta(seconds=time.monotonic() - monotonic)
 
 
 def refusal(record: SlotRecord, rejections: Iterable[Rejection]) -> str:

@@ -21,7 +21,7 @@ from agent.adapters.store import Store
 from agent.adapters.tuf_client import TargetInfo, Trusted
 from agent.core import messages, plan
 from agent.core.candidate import Evidence, Failure, judge
-from agent.core.documents import from_json, from_yaml
+from agent.core.documents import from_json, from_yaml, to_tree
 from agent.core.errors import BackendError, InputError, Kind, TransferError, TrustError
 from agent.core.messages import Place
 from agent.core.names import check_form
@@ -100,7 +100,7 @@ class Steps:
             return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
         return Success()
 
-    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[None]:  # noqa: C901, PLR0911  one line per step
+    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[object]:  # noqa: C901, PLR0911  one line per step
         match step:
             case plan.Fetch(release):
                 return self._fetch(slot, release)
@@ -111,13 +111,13 @@ class Steps:
             case plan.Trial(place):
                 return self._try(slot, place, device)
             case plan.Prove(place):
-                return self._prove(slot, place)
+                return self.runner.ask(messages.Prove(slot=slot, place=place))
             case plan.Promote(place, fallback):
                 return self._promote(slot, place, fallback)
             case plan.Confirm(place):
                 return self._confirm(slot, place)
             case plan.Unload(place):
-                return self._unload(slot, place)
+                return self.runner.ask(messages.Unload(slot=slot, place=place))
             case plan.Delete(release):
                 return asyncio.to_thread(self._delete, release)
             case plan.Reject(release):
@@ -157,7 +157,7 @@ class Steps:
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
-        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=listing.tree()))
+        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=to_tree(listing)))
 
     def _listed(self, ref: Ref) -> TargetInfo:
         trusted = self.trusted()
@@ -287,16 +287,10 @@ class Steps:
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
 
-    async def _prove(self, slot: str, place: Place) -> None:
-        await self.runner.ask(messages.Prove(slot=slot, place=place))
-
     async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
         order = messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot))
         reply, _ = await self.runner.ask(order)
         assert isinstance(reply, messages.Done), reply
-
-    async def _unload(self, slot: str, place: Place) -> None:
-        await self.runner.ask(messages.Unload(slot=slot, place=place))
 
     async def _confirm(self, slot: str, place: Place) -> None:
         record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)

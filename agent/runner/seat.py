@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.adapters.channel import BlockingChannel, close_all
+from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
 from agent.backends import check_model, open_session, probe
 from agent.backends.golden import Sample, compare, load_golden
@@ -159,7 +159,7 @@ def trial(model: Model, ask: messages.SeatTrial) -> messages.SeatTried:
 class Seat:
     """The loop and what it keeps between messages."""
 
-    def __init__(self, channel: BlockingChannel[ToSeat]) -> None:
+    def __init__(self, channel: Packets[ToSeat]) -> None:
         self._channel = channel
         self._lanes: dict[int, Lane] = {}
         self._model: Model | None = None
@@ -223,7 +223,7 @@ def main() -> None:
         return
     parent, descriptor = map(int, sys.argv[1:])
     settle(parent)
-    Seat(BlockingChannel(socket.socket(fileno=descriptor), ToSeat)).serve()
+    Seat(Packets(socket.socket(fileno=descriptor), ToSeat)).serve()
 
 
 if __name__ == "__main__":
