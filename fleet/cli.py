@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.table import Table
 
 from agent.adapters.broker import device_topic, group_topic
-from agent.adapters.store import open_store
 from agent.core.documents import from_json
 from agent.core.errors import InputError, TransferError
 from agent.core.intent import Reply, Verb, WaveAction
@@ -20,6 +19,7 @@ from fleet.deploy import LIFETIME, SOAK_S, deploy, sign_command, steer
 from fleet.keyring import Keyring, check_word
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository, expiries
+from fleet.stores import open_store
 from fleet.watch import Fleet
 
 LAST_WORDS = frozenset({"done", "failed", "rejected", "expired"})

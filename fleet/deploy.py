@@ -18,11 +18,11 @@ from agent.core.documents import from_json, to_json
 from agent.core.errors import InputError
 from agent.core.intent import COMMAND_TYPE, ROLLOUT_TYPE, WAVE_TYPE, Command, Move, Rollout, Verb, Wave, WaveAction
 from agent.core.release import Ref
-from agent.trust.deployment import PAIR_BYTES, Deployment, Pair, Taken, believe_deployment, make_pair
-from agent.trust.envelope import make_envelope
+from agent.trust.deployment import PAIR_BYTES, Deployment, Pair, Taken, believe_deployment
 from agent.trust.listing import read_listing, target_path
 from fleet.keyring import Keyring, check_word
 from fleet.repository import Repository, listed_bytes
+from fleet.sealing import make_envelope, make_pair
 
 LIFETIME = timedelta(minutes=10)  # of a command: long enough for a reconnect, too short to be kept for later
 

@@ -16,14 +16,14 @@ from typing import BinaryIO, Protocol
 from cryptography.cobblestone import Cobblestone256Encryptor
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.documents import from_json
+from agent.core.documents import from_json, to_tree
 from agent.core.errors import InputError
 from agent.core.release import Metadata, Ref
-from agent.trust.grant import wrap_key
 from agent.trust.listing import FORMAT, Listing, Wrap, target_path
-from agent.trust.sealing import SealedPart, best_group, seal
+from agent.trust.sealing import SealedPart, seal
 from fleet.keyring import Keyring
 from fleet.repository import Repository, listed
+from fleet.sealing import best_group, wrap_key
 
 PIECE_BYTES = 1024 * 1024
 SAMPLE_BYTES = 1024 * 1024  # enough to tell float32 from float16
@@ -89,7 +89,7 @@ def publish(repository: Repository, checked: Checked, groups: Publics, *, now: d
         )
         length, digest = spool_digest(seal(key, path, parts, pieces), spool)
         tell("upload", 0, length)
-        repository.add(listed(path, length, digest, listing.tree()), spool)
+        repository.add(listed(path, length, digest, to_tree(listing)), spool)
         tell("upload", length, length)
     repository.publish(now)
     return Ref(name=checked.name, digest=digest)

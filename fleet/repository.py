@@ -28,13 +28,14 @@ from tuf.api.metadata import (
 )
 
 from agent.adapters.files import write_durably
-from agent.adapters.store import Exists, Missing, Store
+from agent.adapters.store import Missing, Store
 from agent.adapters.tuf_client import ALWAYS, METADATA, TARGETS, Chain, TufClient
 from agent.core.errors import InputError, TrustError
 from agent.core.release import Ref
 from agent.trust.floor import ISSUED_AT
 from agent.trust.listing import target_path
 from fleet.keyring import ROLES, Keyring
+from fleet.stores import DeskStore, Exists
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 
@@ -57,7 +58,7 @@ SKIPS = 16  # cut uploads in a row
 class Repository:
     """The newest verified state of a store, and what this desk is about to add."""
 
-    def __init__(self, store: Store, keyring: Keyring, root: Root) -> None:
+    def __init__(self, store: DeskStore, keyring: Keyring, root: Root) -> None:
         self.store = store
         self.keyring = keyring
         self.root = root
@@ -69,7 +70,7 @@ class Repository:
         self._base: bytes | None = None  # timestamp.json that all of this builds on
 
     @classmethod
-    def start(cls, store: Store, keyring: Keyring, now: datetime) -> Self:
+    def start(cls, store: DeskStore, keyring: Keyring, now: datetime) -> Self:
         """A new repository in an empty store.
 
         Raises:
@@ -90,7 +91,7 @@ class Repository:
         return repository
 
     @classmethod
-    def load(cls, store: Store, keyring: Keyring) -> Self:
+    def load(cls, store: DeskStore, keyring: Keyring) -> Self:
         """The repository in a store.
 
         Raises:

@@ -6,12 +6,12 @@
 Importing this package imports no inference library; loading a model imports the one that runs it.
 """
 
-from agent.core.names import Registry, ReleaseName
 from models.benchmark import benchmark_model, save_benchmark
 from models.comparison import compare_model_versions
 from models.folder import ModelNotFoundError, open_folder
 from models.loading import get_model_metadata, load_model, load_model_config
 from models.naming import format_name, parse_name
+from models.registry import Registry, ReleaseName
 from models.storage import compress_weights
 
 __all__ = [

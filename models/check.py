@@ -19,21 +19,29 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from agent.backends import OPTIONS, Session, open_session
-from agent.backends.golden import Sample, compare, is_finite, load_feeds, load_golden, save_golden
+from agent.backends import open_session
+from agent.backends.golden import Sample, compare, is_finite, load_feeds, load_golden
 from agent.backends.onnx_file import OnnxHead, parse_head
+from agent.backends.session import Session
 from agent.backends.signature import check_tensors
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import EdgeError, InputError
-from agent.core.names import ReleaseName
 from agent.core.release import Config, Metadata
 from models.folder import Folder, open_folder
+from models.golden import save_golden
+from models.registry import ReleaseName
 from models.storage import in_memory, opened
 
 REFERENCE = Candidate(backend=Backend.CPU, precision="fp32", threads=1)  # one thread: sums in one order
 SAME = 1e-5  # how far answers may move when weights are taken off the inputs; 3e-7 was seen
 _NOT_BACKENDS = frozenset({"threads"})  # keys of `optimization:` beside the backends
+OPTIONS: Mapping[str, frozenset[str]] = {  # the keys under `optimization:` that mean something to each backend
+    Backend.TENSORRT: frozenset({"precision", "workspace_mb", "cpu_nodes", "profiles"}),
+    Backend.CUDA: frozenset({"precision", "cpu_nodes", "graph_optimization"}),
+    Backend.OPENVINO: frozenset({"precision", "device", "performance_hint"}),
+    Backend.CPU: frozenset({"precision", "graph_optimization"}),
+}
 _IMAGE_RANK = 4
 _EXTERNAL = 1  # TensorProto.DataLocation
 
@@ -164,10 +172,9 @@ def _opsets(head: OnnxHead, documents: _Documents) -> Iterator[str]:
 
 
 def _unknown_options(config: Config) -> Iterator[str]:
-    known: Mapping[str, frozenset[str]] = {str(backend): keys for backend, keys in OPTIONS.items()}
-    for key in sorted(config.optimization.keys() - known.keys() - _NOT_BACKENDS):
-        yield f"config: optimization.{key} is not known; there are {', '.join([*known, *_NOT_BACKENDS])}"
-    for backend, keys in known.items():
+    for key in sorted(config.optimization.keys() - OPTIONS.keys() - _NOT_BACKENDS):
+        yield f"config: optimization.{key} is not known; there are {', '.join([*OPTIONS, *_NOT_BACKENDS])}"
+    for backend, keys in OPTIONS.items():
         for key in sorted(config.options(backend).keys() - keys):
             yield f"config: optimization.{backend}.{key} is not known; there are {', '.join(sorted(keys))}"
 

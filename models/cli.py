@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent.backends import Session
 from agent.backends.golden import load_feeds
-from agent.backends.signature import tensors
+from agent.backends.session import Session
 from agent.core.errors import EdgeError
 from models.benchmark import Feeds, benchmark_model, save_benchmark
 from models.comparison import compare_model_versions
 from models.folder import open_folder
-from models.loading import load_model
+from models.loading import load_model, tensors
 from models.schema import write_schemas
 
 

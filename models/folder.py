@@ -18,7 +18,8 @@ from typing import Any
 
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import InputError
-from agent.core.names import Registry, ReleaseName, check_form
+from agent.core.names import check_form
+from models.registry import Registry, ReleaseName
 
 _DATE = re.compile(r"[0-9]{8}(-[0-9]+)?")
 _WEIGHTS = (".onnx", ".onnx.zst")

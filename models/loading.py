@@ -4,16 +4,18 @@
 2. A model that is not there has no metadata and no config (None); a document that is there and bad is an error.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
-from agent.backends import Session, open_session, probe_backend
+from agent.backends import open_session, probe_backend
+from agent.backends.session import DTYPES, NodeArg, Session
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import OpenDocument, from_tree
 from agent.core.errors import BackendError, InputError, Kind
-from agent.core.release import Config, NonNegative, Share
+from agent.core.release import Config, NonNegative, Share, Tensor
 from models.folder import Folder, open_folder
 from models.storage import opened
 
@@ -111,3 +113,15 @@ def _open(path: str, config: Config, backend: Backend) -> Session:
         if error.kind is Kind.STRUCTURE:
             raise InputError(f"{error}; take the model from a backup, or export it again") from error
         raise
+
+
+def tensors(ports: Sequence[NodeArg]) -> tuple[Tensor, ...]:
+    """A session's inputs or outputs as they would be declared."""
+    return tuple(
+        Tensor(
+            name=port.name,
+            shape=tuple(size if isinstance(size, int) else -1 for size in port.shape),
+            dtype=DTYPES[port.type],
+        )
+        for port in ports
+    )

@@ -1,11 +1,11 @@
-"""Names of releases, by the words that a models folder knows (agent/core/names.py has the rule)."""
+"""Names of releases, by the words that a models folder knows (registry.py has the rule)."""
 
 from datetime import date
 from pathlib import Path
 
 from agent.core.errors import InputError
-from agent.core.names import ReleaseName
 from models.folder import open_folder
+from models.registry import ReleaseName
 
 
 def parse_name(name: str, folder: str | Path | None = None) -> ReleaseName:

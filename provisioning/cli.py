@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from agent.adapters.store import open_store
 from agent.core.documents import to_tree
 from agent.core.errors import InputError
 from fleet import terminal
 from fleet.broker import broker_at
 from fleet.keyring import ROLES, Keyring
 from fleet.repository import Repository
+from fleet.stores import open_store
 from provisioning.enrol import enrol, folders_in, paths_at
 from provisioning.keys import init_group, init_keys
 

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.adapters.store import Store
 from agent.core.errors import EdgeError
-from agent.trust.grant import CURVE, make_grant
+from agent.trust.grant import CURVE
 from fleet.keyring import Keyring, check_word, public_key
+from fleet.sealing import make_grant
+from fleet.stores import DeskStore
 from provisioning.keys import PRIVATE, PUBLIC, make_folder, private_pem, refuse_existing, write_new
 
 FILES = ("root.json", "device.key", "agent.yaml")
@@ -28,7 +29,7 @@ def grant_key(group: str, device: str) -> str:
 
 
 def enrol(
-    store: Store,
+    store: DeskStore,
     keyring: Keyring,
     device: str,
     group: str,

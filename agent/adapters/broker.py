@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import aiomqtt
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -54,39 +55,20 @@ def group_topic(group: str, *steps: str) -> str:
     return "/".join((ROOT, "groups", group, *steps))
 
 
+@dataclass(eq=False)
 class Link:
     """The connection, as long as `run` runs; in one event loop."""
 
-    def __init__(
-        self,
-        settings: BrokerSettings,
-        device: str,
-        groups: Sequence[str],
-        outbox: Outbox,
-        *,
-        birth: Callable[[], bytes],
-        will: bytes,
-        receive: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        """A link that is not connected yet.
+    settings: BrokerSettings
+    device: str  # our name: client id and topic level
+    groups: Sequence[str]  # whose deployments and commands we hear
+    outbox: Outbox  # what is sent once it can be
+    birth: Callable[[], bytes]  # what `state` says while we are here; asked at each connection
+    will: bytes  # what `state` says when we are gone; with the same boot and birth counter
+    # Records a message durably, then returns. A TransferError from it drops the link, and the message comes again.
+    receive: Callable[[Message], Awaitable[None]]
 
-        Args:
-            settings: where.
-            device: our name: client id and topic level.
-            groups: whose deployments and commands we hear.
-            outbox: what is sent once it can be.
-            birth: what `state` says while we are here; asked at each connection.
-            will: what `state` says when we are gone; with the same boot and birth counter.
-            receive: records a message durably, then returns. A TransferError from it drops the link, and the
-                message comes again.
-        """
-        self.settings = settings
-        self.device = device
-        self.groups = tuple(groups)
-        self.outbox = outbox
-        self.birth = birth
-        self.will = will
-        self.receive = receive
+    def __post_init__(self) -> None:
         self.last_error = "not connected yet"
         self.connections = 0
         self.refused = 0

@@ -125,14 +125,6 @@ class Channel(Packets[M]):
             loop.remove_reader(self.sock)
 
 
-class BlockingChannel(Packets[M]):
-    """A channel for a process that does one thing at a time."""
-
-    def __init__(self, sock: socket.socket, receives: Any) -> None:
-        sock.settimeout(None)
-        super().__init__(sock, receives)
-
-
 def listen(path: Path) -> socket.socket:
     """A listening socket at `path`, in place of one that a dead process left there.
 

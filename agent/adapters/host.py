@@ -42,11 +42,6 @@ class Readings(Document):
     throttle_count: int = 0  # since boot, where the processor counts
     hardware: str = ""
 
-    @property
-    def hottest(self) -> float | None:
-        """The highest temperature, where there is a sensor."""
-        return max(self.celsius.values(), default=None)
-
 
 def readings(disk: Path) -> Readings:
     """How the machine is now; `disk` is a folder on the file system whose free space counts."""

@@ -5,9 +5,7 @@
 3. After a change that must not be lost (intent, counters, confirmations) a copy is kept beside the ledger. A ledger
    that is corrupt is moved aside, never deleted, and the copy takes its place: the last good release serves on. The
    copy takes the place of a ledger that is gone, too.
-4. Only what SQLite calls corrupt is corrupt. A disk that is full or refuses says nothing against the ledger: nothing
-   is moved, and opening it is tried again.
-5. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
+4. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
    for a write.
 """
 
@@ -20,24 +18,14 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.adapters import files
+from agent.adapters import database, files
 from agent.core.documents import to_json
-from agent.core.errors import TransferError
 
 T = TypeVar("T")
-
-CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-PRIMARY = 0xFF  # the low byte of an extended result code (sqlite.org/rescode.html)
-BESIDE = ("-wal", "-shm")  # files of SQLite's that belong to a ledger's file
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID
 """
-BUSY_MS = 5_000  # `edge-agent` commands may look at the ledger while the daemon writes
-
-
-class CorruptError(TransferError):
-    """The file is no whole SQLite file."""
 
 
 class Ledger:
@@ -57,7 +45,7 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._database = self._open()
         try:
-            self._reader = self._connect()
+            self._reader = database.connect(self.path, SCHEMA)
         except BaseException:
             self._database.close()
             raise
@@ -66,8 +54,8 @@ class Ledger:
     def examine(path: Path) -> str:
         """What is wrong with a ledger, in a few words; empty when it is whole. Nothing is changed."""
         try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-                found = database.execute("PRAGMA quick_check").fetchone()[0]
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as opened:
+                found = opened.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as error:
             return str(error)
         return "" if found == "ok" else str(found)
@@ -108,7 +96,7 @@ class Ledger:
         Raises:
             TransferError: the disk refuses; nothing was changed.
         """
-        with self._writing():
+        with self._writing_lock, database.saying_why(self.path), database.transaction(self._database):
             for kind, key, fact in facts:
                 if fact is None:
                     self._database.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
@@ -128,9 +116,9 @@ class Ledger:
         if is_gone and has_copy:
             return self._recover("was gone")
         try:
-            return self._connect()
-        except CorruptError as error:
-            return self._recover(f"was corrupt ({error.__cause__ or error})")
+            return database.connect(self.path, SCHEMA)
+        except database.CorruptError as error:
+            return self._recover(f"was corrupt ({error.what})")
 
     def _recover(self, what: str) -> sqlite3.Connection:
         """The copy in place of the ledger; what is left of that is moved aside."""
@@ -138,13 +126,13 @@ class Ledger:
         kept = "its copy took its place" if has_copy else "there was no copy of it, so it begins anew"
         self.trouble = f"{self.path}: the ledger {what}; {kept}"
         try:
-            return self._connect()
-        except CorruptError as error:
+            return database.connect(self.path, SCHEMA)
+        except database.CorruptError as error:
             with files.saying_why(self.path):
-                for name in ("", *BESIDE):
+                for name in ("", *database.BESIDE):
                     self._beside(name).unlink(missing_ok=True)  # the copy itself stays, until the next one
-            self.trouble += f"; the copy is corrupt, too ({error.__cause__ or error}), so the ledger begins anew"
-            return self._connect()
+            self.trouble += f"; the copy is corrupt, too ({error.what}), so the ledger begins anew"
+            return database.connect(self.path, SCHEMA)
 
     def _put_copy(self) -> bool:
         """Puts the copy in the ledger's place, whole or not at all; whether there was one.
@@ -156,7 +144,7 @@ class Ledger:
         with files.saying_why(self.path):
             content = files.read_or_none(self.copy)
             temp = files.write_temp(self.path, content) if content is not None else None
-            for name in ("", *BESIDE):
+            for name in ("", *database.BESIDE):
                 with suppress(FileNotFoundError):
                     self._beside(name).replace(self._beside(f".corrupt{name}"))
             if temp is not None:
@@ -168,73 +156,14 @@ class Ledger:
     def _beside(self, name: str) -> Path:
         return self.path.with_name(self.path.name + name)
 
-    def _connect(self) -> sqlite3.Connection:
-        """A connection to a ledger that is whole.
-
-        Raises:
-            CorruptError: it is not.
-            TransferError: the disk refuses.
-        """
-        try:
-            return _connected(self.path)
-        except sqlite3.Error as error:
-            if is_corrupt(error):
-                raise CorruptError(f"{self.path}: {error}; restart the agent, and its copy takes its place") from error
-            raise TransferError(f"{self.path}: cannot be opened ({error}): check owner, mode and disk") from error
-
     def _keep_copy(self) -> None:
-        with self._writing_lock, self._saying_why():
+        with self._writing_lock, database.saying_why(self.path):
             files.write_durably(self.copy, self._database.serialize())
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._reading_lock, self._saying_why():
+        with self._reading_lock, database.saying_why(self.path):
             yield
-
-    @contextmanager
-    def _saying_why(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise TransferError(f"{self.path}: {error}; check the disk") from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._writing_lock, self._saying_why(), closing(self._database.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                cursor.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    cursor.execute("ROLLBACK")
-                raise
-
-
-def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether SQLite found the file damaged, and not the disk full, refusing or busy."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY in CORRUPT
-
-
-def _connected(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        broken = database.execute("PRAGMA quick_check").fetchone()[0]
-        if broken != "ok":
-            raise _damaged(broken)  # noqa: TRY301  as a damaged page raises by itself
-        database.execute(SCHEMA)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _damaged(what: str) -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError(what)
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
 
 
 def _read(body: bytes, form: type[T]) -> T | None:

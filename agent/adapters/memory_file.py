@@ -59,11 +59,6 @@ def seal(number: int) -> None:
         raise TransferError(f"memory file {number} is still mapped for writing: unmap it, then seal again") from error
 
 
-def is_sealed(number: int) -> bool:
-    """Whether nothing can change the content any more."""
-    return fcntl.fcntl(number, fcntl.F_GET_SEALS) & FROZEN == FROZEN
-
-
 def digest(number: int) -> str:
     """The SHA-256 of the content, in hexadecimal."""
     if not size(number):
@@ -80,11 +75,13 @@ def read(number: int) -> bytes:
         return content[:]
 
 
-def write(number: int, content: bytes) -> None:
-    """Puts `content` at the start."""
-    view, place = memoryview(content), 0
-    while place < len(view):
-        place += os.pwrite(number, view[place:], place)
+def write(number: int, content: bytes | memoryview, place: int = 0) -> int:
+    """Puts `content` at a place; the place behind it."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(number, view, place)
+        view, place = view[written:], place + written
+    return place
 
 
 def size(number: int) -> int:

@@ -18,16 +18,14 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
-from agent.adapters.ledger import is_corrupt
+from agent.adapters import database, files
 from agent.core.documents import Document
-from agent.core.errors import TransferError
 
 MAX_BYTES = 64 * 1024 * 1024  # two weeks of one slot's figures at one row of 300 bytes in six seconds
 ROW_BYTES = 64  # what SQLite adds to a row, about
 CLOCK_SET = 1_735_689_600.0  # 2025-01-01: an earlier clock is one that nobody has set
 WEEK_S = 7 * 24 * 3600
 TABLES = """
-PRAGMA journal_mode=WAL;
 PRAGMA wal_autocheckpoint=200;
 CREATE TABLE IF NOT EXISTS outbox(
     id INTEGER PRIMARY KEY AUTOINCREMENT, rank INTEGER NOT NULL, at REAL NOT NULL, expires REAL NOT NULL,
@@ -80,16 +78,16 @@ class Outbox:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._wake: Callable[[], object] = lambda: None
-        with _saying_why():
-            try:
-                self._base = _connected(path)
-            except sqlite3.DatabaseError as error:
-                if not is_corrupt(error):
-                    raise
+        self._path = path
+        try:
+            self._base = database.connect(path, TABLES)
+        except database.CorruptError:
+            with files.saying_why(path):
                 path.replace(path.with_name(path.name + ".broken"))
-                for rest in ("-wal", "-shm"):  # of the broken file: SQLite would play them into the new one
+                for rest in database.BESIDE:
                     path.with_name(path.name + rest).unlink(missing_ok=True)
-                self._base = _connected(path)
+            self._base = database.connect(path, TABLES)
+        with database.saying_why(path):
             (self._bytes,) = self._base.execute(WHOLE).fetchone()
 
     def watch(self, wake: Callable[[], object]) -> None:
@@ -136,7 +134,7 @@ class Outbox:
         Raises:
             TransferError: the disk refuses.
         """
-        with self._lock, _saying_why():
+        with self._lock, database.saying_why(self._path):
             (count,) = self._base.execute("SELECT count(*) FROM outbox").fetchone()
         return int(count)
 
@@ -147,7 +145,7 @@ class Outbox:
         Raises:
             TransferError: the disk refuses.
         """
-        with self._lock, _saying_why():
+        with self._lock, database.saying_why(self._path):
             found = dict(self._base.execute("SELECT rank, rows FROM outbox_dropped"))
         return {rank: found.get(rank, 0) for rank in Rank}
 
@@ -158,17 +156,14 @@ class Outbox:
 
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock, _saying_why():
+        with self._lock, database.saying_why(self._path):
             kept = self._bytes
             try:
                 self._base.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                self._base.execute("BEGIN IMMEDIATE")
-                yield self._base
-                self._base.execute("COMMIT")
+                with database.transaction(self._base):
+                    yield self._base
             except BaseException:
                 self._bytes = kept
-                if self._base.in_transaction:
-                    self._base.execute("ROLLBACK")
                 raise
 
     def _make_room(self, base: sqlite3.Connection) -> None:
@@ -188,33 +183,6 @@ class Outbox:
         self._bytes -= sum(size for (size,) in gone)
 
 
-@contextmanager
-def _saying_why() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise TransferError(f"outbox: the disk refuses ({error}): make room or check it") from error
-
-
 def _is_old(row: tuple[int, int, float, float, str, bytes], now: float) -> bool:
     _, _, at, expires, _, _ = row
     return at >= CLOCK_SET and expires <= now
-
-
-class _BrokenError(sqlite3.DatabaseError):
-    """What quick_check found, as SQLite tells it when it meets the page."""
-
-    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-
-
-def _connected(path: Path) -> sqlite3.Connection:
-    base = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    try:
-        base.executescript(TABLES)
-        found = base.execute("PRAGMA quick_check").fetchone()[0]
-        if found != "ok":
-            raise _BrokenError(found)
-    except sqlite3.DatabaseError:
-        base.close()
-        raise
-    return base

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -17,17 +17,13 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as SdkConnectionError
 from urllib3.exceptions import HTTPError
 
-from agent.adapters.store import CHUNK_BYTES, Changed, Denied, Download, Exists, Missing, check_key, read_limited
+from agent.adapters.store import CHUNK_BYTES, Changed, Denied, Download, Missing, StoreSettings, check_key, read_limited
 from agent.core.errors import InputError, TransferError
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 CONNECT_S = 10.0  # a handshake over a satellite takes 3
 READ_S = 20.0  # silence that counts as a dead connection
 HEARTBEAT_S = 1.0
 RECEIVE_BYTES = 256 * 1024  # what one receive may bring
-PUT_BYTES = 5 * 1024**3  # what S3 takes in one request
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 ADVICE = {
     "SignatureDoesNotMatch": "the secret key is wrong: correct it in agent.yaml or the environment",
@@ -41,23 +37,11 @@ ADVICE = {
 class S3Store:
     """One bucket, below one prefix."""
 
-    def __init__(self, client: "S3Client", bucket: str, prefix: str) -> None:
-        self.client = client
+    def __init__(self, settings: StoreSettings, bucket: str, prefix: str) -> None:
+        """Raises InputError where the SDK cannot use the settings."""
         self.bucket = bucket
         self.prefix = f"{check_key(prefix)}/" if prefix else ""
-
-    @classmethod
-    def open(
-        cls,
-        bucket: str,
-        prefix: str,
-        *,
-        endpoint: str | None,
-        region: str | None,
-        keys: tuple[str | None, str | None],
-        ca: str | None,
-    ) -> "S3Store":
-        """As `open_store`."""
+        endpoint = settings.endpoint
         config = Config(
             s3={"addressing_style": "path" if endpoint else "auto"},
             request_checksum_calculation="when_required",
@@ -67,12 +51,12 @@ class S3Store:
             read_timeout=READ_S,
             tcp_keepalive=True,
         )
+        region = settings.region or ("us-east-1" if endpoint else None)
         try:
-            session = boto3.Session(*keys, region_name=region or ("us-east-1" if endpoint else None))
-            client = session.client("s3", endpoint_url=endpoint, verify=ca, config=config)
+            session = boto3.Session(settings.access_key, settings.secret_key, region_name=region)
+            self.client = session.client("s3", endpoint_url=endpoint, verify=settings.ca, config=config)
         except (BotoCoreError, ValueError, OSError) as error:
             raise InputError(f"s3://{bucket}: {error}: correct the store's settings in agent.yaml") from error
-        return cls(client, bucket, prefix)
 
     def read(self, key: str, limit: int) -> bytes:
         """As `Store.read`."""
@@ -84,7 +68,7 @@ class S3Store:
         asked: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
         if etag is not None:
             asked["IfMatch"] = etag
-        with _translated(where):
+        with translated(where):
             answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **asked)
         body = answer["Body"]
         try:
@@ -95,34 +79,6 @@ class S3Store:
             body.close()
             raise
         return Download(answer.get("ETag", ""), size, begins, _pieces(body, where), body.close)
-
-    def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
-        """As `Store.write`."""
-        where = self._where(key)
-        if if_absent and self._is_there(key):  # some servers ignore IfNoneMatch; a race stays possible there
-            raise Exists(f"{where}: exists; a name is never given to other bytes: choose a new one")
-        _check_put(content, where)
-        asked: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        with _translated(where):
-            self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=content, **asked)
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """As `Store.keys`."""
-        if prefix:
-            check_key(prefix.removesuffix("/"))
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        with _translated(self._where(prefix)):
-            for page in pages:
-                for found in page.get("Contents", ()):
-                    yield found["Key"].removeprefix(self.prefix)
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            with _translated(self._where(key)):
-                self.client.head_object(Bucket=self.bucket, Key=self._key(key))
-        except (Missing, Denied):
-            return False
-        return True
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -150,7 +106,7 @@ def _pieces(body: Any, where: str) -> Iterator[bytes]:
     gathered, due = bytearray(), time.monotonic() + HEARTBEAT_S
     while True:
         try:
-            with _translated(where):
+            with translated(where):
                 arrived = raw.read1(min(RECEIVE_BYTES, CHUNK_BYTES - len(gathered)), decode_content=False)
         except TransferError:
             yield bytes(gathered)  # on a network that cuts early and often, these bytes are all the progress there is
@@ -163,18 +119,8 @@ def _pieces(body: Any, where: str) -> Iterator[bytes]:
             return
 
 
-def _check_put(content: bytes | BinaryIO, where: str) -> None:
-    if isinstance(content, bytes):
-        return
-    here = content.tell()
-    size = content.seek(0, 2) - here
-    content.seek(here)
-    if size > PUT_BYTES:
-        raise InputError(f"{where}: {size / 1e9:.1f} GB; one object holds at most 5 GB: publish a smaller release")
-
-
 @contextmanager
-def _translated(where: str) -> Iterator[None]:
+def translated(where: str) -> Iterator[None]:
     """The SDK's errors as ours, with what, where and what to do."""
     try:
         yield
@@ -193,14 +139,12 @@ def _answered(error: ClientError, where: str) -> TransferError | InputError:
     code = error.response["Error"].get("Code", "")
     if code in ADVICE:
         return TransferError(f"{where}: {ADVICE[code]}")
-    match status, error.operation_name:
-        case 404, _:
+    match status:
+        case 404:
             return Missing(f"{where}: there is nothing under this key")
-        case 403, _:
+        case 403:
             return Denied(f"{where}: access denied: give these credentials the right, or correct them")
-        case 412, "PutObject":
-            return Exists(f"{where}: exists; a name is never given to other bytes: choose a new one")
-        case 412 | 416, _:
+        case 412 | 416:
             return Changed(f"{where}: it is not the object it was: it is fetched from its beginning")
     return TransferError(f"{where}: the server answers {status} {code}: it is tried again")
 

@@ -5,24 +5,40 @@
 3. An etag is an opaque word for "the same bytes as before", never a digest.
 4. With an offset, the answer counts only if it says exactly which bytes it brings; the status alone is not believed.
 5. A key cannot leave the store: no "..", no empty step, no backslash.
+6. A device reads. Writing is the desk's (fleet/stores.py).
 """
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import Annotated, BinaryIO, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from agent.adapters import files
+from msgspec import Meta
+
+from agent.core.documents import Document
 from agent.core.errors import InputError, TransferError, TrustError
 
 CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's memory, large beside a system call
 KEY_BYTES = 1024  # what S3 allows
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # a FAT stick
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class StoreSettings(Document):
+    """Where releases come from; `store:` in agent.yaml."""
+
+    url: Annotated[str, Meta(pattern=r"^(s3|file)://")]
+    endpoint: str | None = None  # URL of an S3-compatible server; None is AWS
+    region: str | None = None  # None takes the SDK's own choice
+    access_key: str | None = None  # None takes the SDK's usual chain (environment, files, instance role)
+    secret_key: str | None = None
+    ca: str | None = None  # a PEM file with the authorities to trust instead of the system's
+    poll_s: Seconds = 300.0
+    rate_limit_mb_s: Seconds | None = None
 
 
 class Missing(TransferError):  # noqa: N818  an answer, named as it reads
@@ -35,10 +51,6 @@ class Denied(TransferError):  # noqa: N818  an answer, named as it reads
 
 class Changed(TransferError):  # noqa: N818  an answer, named as it reads
     """Other bytes than before lie under this key, or the store cannot continue where we stopped."""
-
-
-class Exists(InputError):  # noqa: N818  an answer, named as it reads
-    """Something lies under this key already, and it was not to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,52 +99,29 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
-        """Puts the object there, whole or not at all.
 
-        Raises:
-            Exists: `if_absent`, and there is one.
-            TransferError: it could not be written now.
-        """
-        ...
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key that begins with `prefix`, sorted."""
-        ...
-
-
-def open_store(
-    url: str,
-    *,
-    endpoint: str | None = None,
-    region: str | None = None,
-    access_key: str | None = None,
-    secret_key: str | None = None,
-    ca: str | None = None,
-) -> Store:
+def open_store(settings: StoreSettings) -> Store:
     """The store at `s3://bucket/prefix` or `file:///path`. Nothing is contacted yet.
-
-    Args:
-        url: where it is.
-        endpoint: URL of an S3-compatible server; None is AWS.
-        region: None takes the SDK's own choice.
-        access_key: None takes the SDK's usual chain (environment, files, instance role).
-        secret_key: with `access_key`.
-        ca: a PEM file with the authorities to trust instead of the system's.
 
     Raises:
         InputError: the URL is not one of these, or the settings do not fit together.
     """
+    place = place_of(settings.url)
+    if isinstance(place, Path):
+        return FileStore(place)
+    from agent.adapters.s3 import S3Store  # noqa: PLC0415  the SDK costs 340 ms and 45 MB that a folder never needs
+
+    return S3Store(settings, *place)
+
+
+def place_of(url: str) -> Path | tuple[str, str]:
+    """The folder, or the bucket and prefix, at a store's URL; raises InputError as `open_store`."""
     parts = urlsplit(url)
     prefix = unquote(parts.path).strip("/")
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and prefix:
-        return FileStore(Path("/") / prefix)
+        return Path("/") / prefix
     if parts.scheme == "s3" and parts.netloc:
-        from agent.adapters.s3 import S3Store  # noqa: PLC0415  the SDK costs 340 ms and 45 MB that a folder never needs
-
-        return S3Store.open(
-            parts.netloc, prefix, endpoint=endpoint, region=region, keys=(access_key, secret_key), ca=ca
-        )
+        return parts.netloc, prefix
     raise InputError(f"{url}: not a store; write s3://bucket/prefix or file:///path/to/folder")
 
 
@@ -182,28 +171,6 @@ class FileStore:
         file = os.fdopen(number, "rb", buffering=0)
         return Download(mark, found.st_size, start, _pieces(file, path, found.st_size - start), file.close)
 
-    def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
-        """As `Store.write`."""
-        path = self._path(key)
-        with files.saying_why(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not if_absent:
-                files.write_durably(path, content, 0o644)
-                return
-            temp = files.write_temp(path, content, 0o644)
-            try:
-                _take_name(temp, path, key)
-                files.sync_folder(path.parent)
-            finally:
-                temp.unlink(missing_ok=True)
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """As `Store.keys`."""
-        if prefix:
-            check_key(prefix.removesuffix("/"))
-        found = (path for path in self.root.rglob("*") if not path.name.startswith(files.TEMP) and path.is_file())
-        yield from sorted(key for path in found if (key := path.relative_to(self.root).as_posix()).startswith(prefix))
-
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
@@ -233,17 +200,3 @@ def _pieces(file: BinaryIO, path: Path, left: int) -> Iterator[bytes]:
             return
         left -= len(piece)
         yield piece
-
-
-def _take_name(temp: Path, path: Path, key: str) -> None:
-    """Gives `temp` its name unless somebody has it; on a file system without links, two writers may race."""
-    try:
-        os.link(temp, path)
-    except FileExistsError as error:
-        raise Exists(f"{key}: exists; a name is never given to other bytes: choose a new one") from error
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        if path.exists():
-            raise Exists(f"{key}: exists; a name is never given to other bytes: choose a new one") from error
-        temp.replace(path)

@@ -7,7 +7,7 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,31 +16,12 @@ from typing import Protocol, cast
 import numpy as np
 
 from agent.backends.hardware import board, gpu
-from agent.backends.onnx_file import OnnxHead, check_compatibility, check_opset, read_head
-from agent.backends.session import NodeArg, Session
+from agent.backends.onnx_file import check_compatibility, read_head
+from agent.backends.session import Session
 from agent.core.candidate import GPU, Backend, Candidate, Found
 from agent.core.errors import BackendError, EdgeError, InputError, Kind
 from agent.core.release import Compatibility, Config
 
-__all__ = [
-    "OPTIONS",
-    "NodeArg",
-    "OnnxHead",
-    "Session",
-    "check_model",
-    "check_opset",
-    "open_session",
-    "probe",
-    "probe_backend",
-    "read_head",
-]
-
-OPTIONS: Mapping[Backend, frozenset[str]] = {  # the keys under `optimization:` that mean something
-    Backend.TENSORRT: frozenset({"precision", "workspace_mb", "cpu_nodes", "profiles"}),
-    Backend.CUDA: frozenset({"precision", "cpu_nodes", "graph_optimization"}),
-    Backend.OPENVINO: frozenset({"precision", "device", "performance_hint"}),
-    Backend.CPU: frozenset({"precision", "graph_optimization"}),
-}
 _NEXT = {  # what to do about an absent backend
     Backend.TENSORRT: "on a Jetson install JetPack's python3-libnvinfer; elsewhere the gpu extra and TensorRT 10",
     Backend.CUDA: "install the gpu extra instead of cpu, and CUDA and cuDNN of its version; on a Jetson use TensorRT",

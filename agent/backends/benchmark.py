@@ -20,14 +20,9 @@ FEWEST_RUNS = 5  # a median of fewer says little
 
 def measure(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int) -> tuple[Latency, float]:
     """The latency in milliseconds, and the inferences per second of at most `runs` runs one after another."""
-    times = time_runs(session, feeds, runs, warm_up)
-    return latency(times), len(times) / float(times.sum())
-
-
-def time_runs(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int) -> Array:
-    """Seconds of each run, float64 [at most runs]."""
     _timed(session, feeds, warm_up, fewest=1)
-    return np.array(_timed(session, feeds, runs, fewest=FEWEST_RUNS))
+    times = np.array(_timed(session, feeds, runs, fewest=FEWEST_RUNS))
+    return latency(times), len(times) / float(times.sum())
 
 
 def _timed(session: Session, feeds: Mapping[str, Array], runs: int, fewest: int) -> list[float]:

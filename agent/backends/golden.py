@@ -45,18 +45,6 @@ def load_feeds(source: bytes | str | Path, inputs: Sequence[Tensor]) -> tuple[Ma
     return _split(_arrays(source), "in.", inputs)
 
 
-def save_golden(samples: Sequence[Sample]) -> bytes:
-    """The samples as an `.npz` file, each with an axis of its own in front."""
-    stacked: dict[str, Array] = {}
-    for name in samples[0].feeds:
-        stacked[f"in.{name}"] = np.stack([sample.feeds[name] for sample in samples])
-    for name in samples[0].outputs:
-        stacked[f"out.{name}"] = np.stack([sample.outputs[name] for sample in samples])
-    file = io.BytesIO()
-    np.savez_compressed(file, **stacked)  # type: ignore[arg-type] # numpy's own stub mixes a flag with the arrays
-    return file.getvalue()
-
-
 def compare(session: Session, golden: Sequence[Sample], gates: Gates) -> tuple[Deviation, ...]:
     """How far each output is from its reference over all samples.
 

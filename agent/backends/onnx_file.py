@@ -15,7 +15,7 @@ from agent.core.errors import BackendError, InputError, Kind
 from agent.core.release import Compatibility
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_IR_VERSION, _PRODUCER, _GRAPH, _OPSET = 1, 2, 7, 8  # of ModelProto
+_IR_VERSION, _GRAPH, _OPSET = 1, 7, 8  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
 _DATA_TYPE, _TENSOR_NAME = 2, 8  # of TensorProto
 _PRECISIONS = {1: "fp32", 2: "int8", 3: "int8", 10: "fp16", 16: "bf16"}  # of TensorProto.DataType
@@ -29,7 +29,6 @@ class OnnxHead:
 
     ir_version: int
     opsets: Mapping[str, int]  # domain: version; the standard domain is ""
-    producer: str
     inputs: tuple[str, ...]  # without those that have a value in the file
     outputs: tuple[str, ...]
     precisions: frozenset[str]  # of the weights: fp32, fp16, bf16, int8
@@ -108,14 +107,12 @@ class _TruncatedError(Exception):
 
 
 def _model(view: memoryview, where: str) -> OnnxHead:
-    ir_version, producer = 0, ""
+    ir_version = 0
     opsets: dict[str, int] = {}
     graph: memoryview | None = None
     for number, value in _fields(view):
         if number == _IR_VERSION and isinstance(value, int):
             ir_version = value
-        elif number == _PRODUCER and isinstance(value, memoryview):
-            producer = str(value, "utf-8")
         elif number == _OPSET and isinstance(value, memoryview):
             domain, version = _opset(value)
             opsets[domain] = version
@@ -124,7 +121,7 @@ def _model(view: memoryview, where: str) -> OnnxHead:
     if not ir_version or graph is None or not opsets:
         raise InputError(f"{where}: this is not an ONNX model: it lacks version, operators or graph; export it again")
     inputs, outputs, precisions = _graph(graph)
-    return OnnxHead(ir_version, opsets, producer, inputs, outputs, precisions)
+    return OnnxHead(ir_version, opsets, inputs, outputs, precisions)
 
 
 def _opset(view: memoryview) -> tuple[str, int]:

@@ -7,30 +7,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.core.errors import InputError
+from agent.core.release import Dtype
 
 Array = NDArray[Any]
 
-DTYPES: Mapping[str, str] = {  # ONNX Runtime's name of a tensor type: numpy's name of its elements
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(uint16)": "uint16",
-    "tensor(int16)": "int16",
-    "tensor(uint32)": "uint32",
-    "tensor(int32)": "int32",
-    "tensor(uint64)": "uint64",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
+_C_NAMES = {"float32": "float", "float64": "double"}
+DTYPES: Mapping[str, Dtype] = {  # ONNX Runtime's name of a tensor type: numpy's name of its elements
+    f"tensor({_C_NAMES.get(name, name)})": name for name in get_args(Dtype)
 }
-TYPES = {dtype: kind for kind, dtype in DTYPES.items()}
+TYPES: Mapping[str, str] = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 class NodeArg(Protocol):

@@ -17,18 +17,6 @@ def check_tensors(session: Session, metadata: Metadata) -> None:
     _check("output", metadata.outputs, session.get_outputs())
 
 
-def tensors(ports: Sequence[NodeArg]) -> tuple[Tensor, ...]:
-    """A session's inputs or outputs as they would be declared."""
-    return tuple(
-        Tensor(
-            name=port.name,
-            shape=tuple(size if isinstance(size, int) else -1 for size in port.shape),
-            dtype=DTYPES[port.type],  # type: ignore[arg-type] # the table holds just the literals
-        )
-        for port in ports
-    )
-
-
 def _check(side: str, declared: Sequence[Tensor], given: Sequence[NodeArg]) -> None:
     ports = {port.name: port for port in given}
     if {tensor.name for tensor in declared} != ports.keys():

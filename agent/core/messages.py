@@ -120,7 +120,8 @@ class Stop(Document, tag=True):
     """Finish what is in flight and exit. Answer: Done."""
 
 
-Order = Hello | Offer | Seal | Load | Trial | Prove | Promote | Unload | Look | Stop
+SlotOrder = Load | Trial | Prove | Promote | Unload
+Order = Hello | Offer | Seal | SlotOrder | Look | Stop
 
 
 # --- the runner answers ----------------------------------------------------------------------------------------
@@ -208,6 +209,10 @@ class Facts(Document, tag=True):
     requests: int = 0  # all slots, since the start of the runner
     refused: int = 0  # 503 because of a swap or of no model
     loop_lag_ms: float = 0.0  # the longest that its event loop was held up
+
+    def slot(self, name: str) -> SlotFacts:
+        """One slot; empty where the runner has none of that name."""
+        return self.slots.get(name, SlotFacts())
 
 
 Reply = Welcome | Done | Refused | Loaded | Tried | Facts

@@ -21,7 +21,7 @@ from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.adapters.pulse import Pulse
-from agent.adapters.store import Store, open_store
+from agent.adapters.store import open_store
 from agent.adapters.tuf_client import Chain, TufClient
 from agent.core import plan
 from agent.core.documents import to_json
@@ -86,7 +86,7 @@ class Agent:
         self.outbox = Outbox(state / "outbox.db")
         self.news = News(settings.device, self.ledger, self.outbox)
         keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
-        store = store_of(settings)
+        store = open_store(settings.store)
         self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), self._check)
         self.intake = Intake(settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT)
         self.commands = Commands(self.intake, self.ledger, self.news)
@@ -105,16 +105,9 @@ class Agent:
         )  # fmt: skip
         self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.jobs = Jobs(
-            self.intake,
-            self.commands,
-            self.ledger,
-            self.news,
-            self.runner,
-            self.bench,
-            self.reconcilers,
-            self.reporter.now,
-            self.changed,
-        )
+            self.intake, self.commands, self.ledger, self.news, self.runner, self.bench, self.reconcilers,
+            self.reporter.now, self.changed,
+        )  # fmt: skip
         self.control = Control(settings.run / "control.sock", self.jobs)
 
     async def run(self) -> None:
@@ -282,15 +275,6 @@ class Agent:
         if record is None or record.desired is None:
             return None
         return self.ledger.get("release", record.desired.digest, ReleaseRecord)
-
-
-def store_of(settings: Settings) -> Store:
-    """The store that the settings name."""
-    store = settings.store
-    return open_store(
-        store.url, endpoint=store.endpoint, region=store.region, access_key=store.access_key,
-        secret_key=store.secret_key, ca=store.ca,
-    )  # fmt: skip
 
 
 def read_root(path: Path) -> bytes:

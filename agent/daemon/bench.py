@@ -7,6 +7,7 @@ that dies here leaves a seat that the next one ends.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from agent.adapters.ledger import Ledger
 from agent.core.candidate import Candidate, Evidence, Failure, judge
@@ -30,24 +31,26 @@ class Measured(Document):
     failure: Failure | None = None
 
 
+@dataclass(eq=False)
 class Bench:
     """Measures on demand, one slot at a time."""
 
-    def __init__(self, ledger: Ledger, steps: Steps, runner: RunnerLink, device: Callable[[], Device | None]) -> None:
-        self._ledger = ledger
-        self._steps = steps
-        self._runner = runner
-        self._device = device
+    ledger: Ledger
+    steps: Steps
+    runner: RunnerLink
+    device: Callable[[], Device | None]
+
+    def __post_init__(self) -> None:
         self._one = asyncio.Lock()
 
     async def run(self, slot: str) -> tuple[Measured, ...]:
         """Every candidate of what the slot serves, measured now, in the config's order.
 
         Raises:
-            InputError: there is no such slot, or nothing of it is verified here.
+            InputError: nothing of it is verified here.
             TransferError: the runner is not there.
         """
-        device = self._device()
+        device = self.device()
         if device is None:
             raise TransferError("edge-runner is not there yet; try again")
         release = self._release(slot)
@@ -69,10 +72,10 @@ class Bench:
     async def _measure(self, slot: str, place: Place, release: ReleaseRecord, device: Device) -> Measured:
         assert release.config is not None
         try:
-            await self._steps.hold(place.ref)
-            await self._runner.ask(Load(slot=slot + SHADOW, place=place))
+            await self.steps.hold(place.ref)
+            await self.runner.ask(Load(slot=slot + SHADOW, place=place))
             order = Trial(slot=slot + SHADOW, place=place, key=device.key(place.candidate), runs=RUNS)
-            reply, _ = await self._runner.ask(order)
+            reply, _ = await self.runner.ask(order)
         except BackendError as error:
             return Measured(candidate=place.candidate, failure=Failure(kind=error.kind, reason=str(error)))
         finally:
@@ -83,17 +86,13 @@ class Bench:
 
     async def _end(self, slot: str, place: Place) -> None:
         with contextlib.suppress(BackendError, TransferError):
-            await self._runner.ask(Unload(slot=slot, place=place))
+            await self.runner.ask(Unload(slot=slot, place=place))
 
     def _release(self, slot: str) -> ReleaseRecord:
-        record = self._ledger.get("slot", slot, SlotRecord)
-        if record is None:
-            known = sorted(self._ledger.all("slot", SlotRecord))
-            raise InputError(f"no slot {slot!r}; this device has {', '.join(known) or 'none yet'}")
-        facts = self._runner.facts.value
-        serving = facts.slots[slot].serving if facts is not None and slot in facts.slots else None
-        wanted = serving.ref if serving is not None else record.desired
-        release = self._ledger.get("release", wanted.digest, ReleaseRecord) if wanted is not None else None
+        record = self.ledger.get("slot", slot, SlotRecord)
+        serving = self.runner.slot(slot).serving
+        wanted = serving.ref if serving is not None else record.desired if record is not None else None
+        release = self.ledger.get("release", wanted.digest, ReleaseRecord) if wanted is not None else None
         if release is None or not release.verified:
             raise InputError(f"slot {slot}: nothing is verified here yet; see `edge-agent status`")
         return release

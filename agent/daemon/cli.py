@@ -15,9 +15,10 @@ import resource
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from agent import VERSION
@@ -138,13 +139,17 @@ def status(arguments: argparse.Namespace) -> int:
         print(json.dumps(json.loads(raw_state(settings)), indent=2))
         return 0
     if not arguments.watch:
-        state = read_state(settings)
-        Console().print(show.status(state, show.utc_now()))
+        Console().print(status_now(settings))
         return 0
-    with Live(show.status(read_state(settings), show.utc_now()), refresh_per_second=4, screen=False) as live:
+    with Live(status_now(settings), refresh_per_second=4, screen=False) as live:
         while True:
             time.sleep(WATCH_S)
-            live.update(show.status(read_state(settings), show.utc_now()))
+            live.update(status_now(settings))
+
+
+def status_now(settings: Settings) -> RenderableType:
+    """The table of this moment."""
+    return show.status(read_state(settings), datetime.now(UTC))
 
 
 def why(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from msgspec import field
@@ -45,55 +46,57 @@ class Known(Document):
     goals: Mapping[str, Ref] = field(default_factory=dict)  # slot: what must serve before it is done
 
 
+@dataclass(eq=False)
 class Commands:
     """Takes commands."""
 
-    def __init__(self, intake: Intake, ledger: Ledger, news: News) -> None:
-        self._intake = intake
-        self._ledger = ledger
-        self._news = news
+    intake: Intake
+    ledger: Ledger
+    news: News
+
+    def __post_init__(self) -> None:
         self._one = threading.Lock()
 
     def resume(self) -> None:
         """Take up the jobs that an earlier life of the agent accepted and did not finish."""
-        for known in self._ledger.all("command", Known).values():
+        for known in self.ledger.all("command", Known).values():
             if known.reply.status in OPEN and not known.goals:
-                self._news.ask(known.command)
+                self.news.ask(known.command)
 
     def open(self) -> list[Known]:
         """Those that wait for a release to serve."""
-        return [one for one in self._ledger.all("command", Known).values() if one.reply.status in OPEN and one.goals]
+        return [one for one in self.ledger.all("command", Known).values() if one.reply.status in OPEN and one.goals]
 
     def take(self, message: Message) -> None:
         """One message; returns when what it changed is on the disk."""
         matched = TOPIC.match(message.topic)
         if matched is None:
-            self._intake.refuse("command", f"topic {message.topic!r} names no command id")
+            self.intake.refuse("command", f"topic {message.topic!r} names no command id")
             return
-        with self._one, self._intake.moving:
-            known = self._ledger.get("command", matched["id"], Known)
+        with self._one, self.intake.moving:
+            known = self.ledger.get("command", matched["id"], Known)
             reply = known.reply if known is not None else self._judge(message, matched["id"])
-        self._news.reply(reply)
+        self.news.reply(reply)
         if reply.status in {"rejected", "expired"}:
-            self._intake.refuse("command", reply.reason)
+            self.intake.refuse("command", reply.reason)
 
     def finish(self, name: str, reply: Reply) -> None:
         """The last word on a command that was believed."""
-        known = self._ledger.get("command", name, Known)
+        known = self.ledger.get("command", name, Known)
         if known is not None:
-            self._ledger.put("command", name, replace(known, reply=reply))
-        self._news.reply(reply)
+            self.ledger.put("command", name, replace(known, reply=reply))
+        self.news.reply(reply)
 
     def _judge(self, message: Message, name: str) -> Reply:
         if message.retain:
             return refusal(name, "the command was published as retained; send it without retain")
         try:
-            trusted = self._intake.require_trusted()
+            trusted = self.intake.require_trusted()
         except TransferError as error:
             return refusal(name, str(error))
-        floors = self._ledger.all("counter", int)
-        device, group = self._intake.device, self._intake.group
-        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self._intake.now())
+        floors = self.ledger.all("counter", int)
+        device, group = self.intake.device, self.intake.group
+        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now())
         if isinstance(command, Refusal):
             return Reply(id=name, status=command.status, reason=command.reason)
         if command.id != name:
@@ -102,7 +105,7 @@ class Commands:
 
     def _obey(self, command: Command, trusted: Trusted) -> Reply:
         """Move the intent as the command says; what takes longer is done by those who wait for it."""
-        records = self._ledger.all("slot", SlotRecord)
+        records = self.ledger.all("slot", SlotRecord)
         reply, moved = Reply(id=command.id, status="accepted"), dict[str, SlotRecord]()
         try:
             moved = self._moved(command, records, trusted)
@@ -112,11 +115,11 @@ class Commands:
         known = Known(command=command, reply=reply, at=datetime.now(UTC), goals=goals)
         counter = ("counter", floor_key(command.scope, trusted.targets), command.counter)
         slots: Facts = [("slot", slot, record) for slot, record in moved.items()]
-        self._ledger.put_all([counter, ("command", command.id, known), *slots, *self._outworn()], precious=True)
+        self.ledger.put_all([counter, ("command", command.id, known), *slots, *self._outworn()], precious=True)
         if moved:
-            self._intake.publish({**records, **moved})
+            self.intake.publish({**records, **moved})
         elif reply.status in OPEN:
-            self._news.ask(command)
+            self.news.ask(command)
         return reply
 
     def _moved(self, command: Command, records: Mapping[str, SlotRecord], trusted: Trusted) -> dict[str, SlotRecord]:
@@ -125,13 +128,13 @@ class Commands:
             release = self._named(command.release, trusted) if command.release else None
             return moved_by(command, records, lambda record: pin(record, release, command.id))
         if command.verb is Verb.ROLLBACK:
-            rejected = {one.ref for one in self._ledger.all("rejection", Rejection).values()}
+            rejected = {one.ref for one in self.ledger.all("rejection", Rejection).values()}
             return moved_by(command, records, lambda record: roll_back(record, command.id, rejected))
         return {}
 
     def _named(self, name: str, trusted: Trusted) -> Ref:
         """The release with a name: verified here, or listed today."""
-        for record in self._ledger.all("release", ReleaseRecord).values():
+        for record in self.ledger.all("release", ReleaseRecord).values():
             if record.ref.name == name and record.verified:
                 return record.ref
         info = trusted.find(target_path(name))
@@ -141,7 +144,7 @@ class Commands:
 
     def _outworn(self) -> Facts:
         """The oldest commands, beyond those that are kept."""
-        by_age = sorted(self._ledger.all("command", Known).items(), key=lambda one: one[1].at)
+        by_age = sorted(self.ledger.all("command", Known).items(), key=lambda one: one[1].at)
         return [("command", name, None) for name, _ in by_age[: max(0, len(by_age) - KEPT)]]
 
 

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec import field
 
+from agent.adapters.channel import peer_uid
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
@@ -37,20 +38,20 @@ class Said(Document):
     result: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
 class Control:
     """Serves the socket."""
 
-    def __init__(self, path: Path, jobs: Jobs) -> None:
-        self._path = path
-        self._jobs = jobs
+    path: Path
+    jobs: Jobs
 
     async def run(self) -> None:
         """Serve until cancelled."""
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_BYTES)
-        self._path.chmod(0o600)
+            self.path.unlink(missing_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        server = await asyncio.start_unix_server(self._serve, self.path, limit=LINE_BYTES)
+        self.path.chmod(0o600)
         async with server:
             await server.serve_forever()
 
@@ -71,15 +72,9 @@ class Control:
             return Said(error="only root and the agent's own user may ask; use sudo")
         try:
             question = from_json(Question, line, "question")
-            return Said(result=await self._jobs.do(question.verb, question.slot))
+            return Said(result=await self.jobs.do(question.verb, question.slot))
         except EdgeError as error:
             return Said(error=str(error))
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """The user at the other end."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
 
 
 def ask(path: Path, question: Question, timeout_s: float) -> dict[str, Any]:

@@ -94,12 +94,8 @@ def ledger(path: Path) -> str:
 def store(settings: Settings) -> str:
     """Whether the store answers."""
     one = settings.store
-    opened = open_store(
-        one.url, endpoint=one.endpoint, region=one.region, access_key=one.access_key,
-        secret_key=one.secret_key, ca=one.ca,
-    )  # fmt: skip
     try:
-        content = opened.read("metadata/timestamp.json", 64 * 1024)
+        content = open_store(one).read("metadata/timestamp.json", 64 * 1024)
     except Missing as error:
         raise TransferError(f"{one.url}: no repository lies there ({error}); check the store's URL") from error
     try:

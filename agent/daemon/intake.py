@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agent.adapters.broker import Message
@@ -39,44 +40,37 @@ class StoreState(Document):
     error: str = ""
 
 
+@dataclass(eq=False)
 class Intake:
     """Believes intent and moves the desired board."""
 
-    def __init__(
-        self,
-        device: str,
-        group: str,
-        client: TufClient,
-        ledger: Ledger,
-        keyring: Keyring,
-        news: News,
-        built: datetime,
-    ) -> None:
-        self.device = device
-        self.group = group
+    device: str
+    group: str
+    client: TufClient
+    ledger: Ledger
+    keyring: Keyring
+    news: News
+    built: datetime
+
+    def __post_init__(self) -> None:
         self.trusted: Trusted | None = None
         self.store = StoreState()
         self.refused: Board[str] = Board("")
-        self.desired: Board[Mapping[str, SlotRecord]] = Board(ledger.all("slot", SlotRecord))
+        self.desired: Board[Mapping[str, SlotRecord]] = Board(self.ledger.all("slot", SlotRecord))
         self.poll_now = asyncio.Event()
-        self._client = client
-        self._ledger = ledger
-        self._keyring = keyring
-        self._news = news
-        self._built = built
+        self.moving = threading.Lock()  # intent is moved by one thread at a time
         self._asked = -ASK_AGAIN_S
         self._polling = asyncio.Lock()
-        self.moving = threading.Lock()  # intent is moved by one thread at a time
 
     def now(self) -> datetime:
         """The time as far as it is known: never earlier than the newest signed time seen."""
-        floor = self._ledger.get("trust", "floor", Floor) or Floor()
-        return high_water(datetime.now(UTC), floor.time, self._built)
+        floor = self.ledger.get("trust", "floor", Floor) or Floor()
+        return high_water(datetime.now(UTC), floor.time, self.built)
 
     def load(self) -> None:
         """Believe what the last refresh left, without a network."""
         try:
-            self.trusted = self._client.load()
+            self.trusted = self.client.load()
         except (TransferError, TrustError) as error:
             self.store = StoreState(error=str(error))
 
@@ -88,7 +82,7 @@ class Intake:
         """
         async with self._polling:
             try:
-                self.trusted = await asyncio.to_thread(self._client.refresh, self.now())
+                self.trusted = await asyncio.to_thread(self.client.refresh, self.now())
                 await asyncio.to_thread(self._take_grant, self.trusted)
                 await asyncio.to_thread(self._take_deployment, self.trusted)
             except EdgeError as error:
@@ -102,11 +96,11 @@ class Intake:
         Raises:
             TrustError: the repository is older than what was seen here.
         """
-        old = self._ledger.get("trust", "floor", Floor) or Floor()
+        old = self.ledger.get("trust", "floor", Floor) or Floor()
         found = seen(chain.root, chain.timestamp, chain.snapshot, chain.targets)
         new = check_floor(old, found, issued_at(chain.timestamp))
         if new != old:
-            self._ledger.put_all([("trust", "floor", new)], precious=True)
+            self.ledger.put_all([("trust", "floor", new)], precious=True)
 
     async def receive(self, message: Message) -> None:
         """A deployment from the broker; returns when what it changed is on the disk."""
@@ -116,10 +110,10 @@ class Intake:
 
     def _take_grant(self, trusted: Trusted) -> None:
         try:
-            raw = self._client.store.read(f"grants/{self.group}/{self.device}.json", GRANT_BYTES)
+            raw = self.client.store.read(f"grants/{self.group}/{self.device}.json", GRANT_BYTES)
         except Missing:
             return  # an old grant stands; opening says what is missing
-        self._keyring.take(raw, trusted.targets)
+        self.keyring.take(raw, trusted.targets)
 
     def _take_deployment(self, trusted: Trusted) -> None:
         path = f"deployments/{self.group}.json"
@@ -138,14 +132,14 @@ class Intake:
             self._ask_now_and_then()
             return
         if not all(is_listed(trusted, goal) for goal in goals):
-            self._news.post(self.poll_now.set)
+            self.news.post(self.poll_now.set)
 
     def _ask_now_and_then(self) -> None:
         """The store may know a new key; but whoever can publish garbage cannot make us ask all the time."""
         now = time.monotonic()
         if now - self._asked > ASK_AGAIN_S:
             self._asked = now
-            self._news.post(self.poll_now.set)
+            self.news.post(self.poll_now.set)
 
     def _deploy(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
         """Move the intent as the pair says; the releases that it means for this device."""
@@ -153,11 +147,11 @@ class Intake:
             return self._deploy_alone(raw, trusted)
 
     def _deploy_alone(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
-        floor = self._ledger.get("deployment", self.group, Taken) or Taken()
+        floor = self.ledger.get("deployment", self.group, Taken) or Taken()
         believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
         if believed.same:
             return ()
-        old = self._ledger.all("slot", SlotRecord)
+        old = self.ledger.all("slot", SlotRecord)
         standing = {slot: record.deployed for slot, record in old.items()}
         confirmed = {place.ref for record in old.values() for place in record.good}
         goals = wanted(believed.rollout, believed.wave, self.device, standing, confirmed)
@@ -166,8 +160,8 @@ class Intake:
             for slot in {*old, *goals}
         }
         facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
-        self._ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
-        self._news.tell(
+        self.ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
+        self.news.tell(
             "deployment",
             reason=f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})",
         )
@@ -184,12 +178,12 @@ class Intake:
 
     def refuse(self, what: str, reason: str) -> None:
         """Write down what was not believed."""
-        self._news.tell("refused", reason=f"{what}: {reason}")
-        self._news.post(lambda: self.refused.post(f"{what}: {reason}"))
+        self.news.tell("refused", reason=f"{what}: {reason}")
+        self.news.post(lambda: self.refused.post(f"{what}: {reason}"))
 
     def publish(self, records: Mapping[str, SlotRecord]) -> None:
         """Show new intent to those who act on it."""
-        self._news.post(lambda: self.desired.post(records))
+        self.news.post(lambda: self.desired.post(records))
 
 
 def is_listed(trusted: Trusted, release: Ref) -> bool:

@@ -12,13 +12,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
 from agent.core.errors import BackendError, Kind, TransferError
-from agent.core.messages import Counters, Facts, Incident, Place, Prove, SlotFacts
+from agent.core.messages import Counters, Facts, Incident, Place, Prove
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
@@ -40,42 +41,32 @@ class Noted(Document):
     number: int = 0
 
 
+@dataclass(slots=True)
 class SlotView:
     """What one slot is doing, for those who report."""
 
-    def __init__(self, slot: str) -> None:
-        self.slot = slot
-        self.step = "waiting for the runner"
-        self.working_on = ""
-        self.reason = ""
-        self.since = time.time()
+    step: str = "waiting for the runner"
+    working_on: str = ""
+    reason: str = ""
+    since: float = field(default_factory=time.time)
 
 
+@dataclass(eq=False)
 class Reconciler:
     """Keeps one slot."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
-        self,
-        slot: str,
-        desired: Board[Mapping[str, SlotRecord]],
-        swap: Callable[[str], plan.Swap],
-        ledger: Ledger,
-        steps: Steps,
-        runner: RunnerLink,
-        news: News,
-        device: Callable[[], Device | None],
-        changed: Callable[[], None],
-    ) -> None:
-        self.slot = slot
-        self.view = SlotView(slot)
-        self._desired = desired
-        self._swap = swap
-        self._ledger = ledger
-        self._steps = steps
-        self._runner = runner
-        self._news = news
-        self._device = device
-        self._changed = changed
+    slot: str
+    desired: Board[Mapping[str, SlotRecord]]
+    swap: Callable[[str], plan.Swap]
+    ledger: Ledger
+    steps: Steps
+    runner: RunnerLink
+    news: News
+    device: Callable[[], Device | None]
+    changed: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.view = SlotView()
         self._not_before: dict[Ref, float] = {}
         self._tries: Counter[Ref] = Counter()
         self._misses: Counter[Place] = Counter()
@@ -85,16 +76,16 @@ class Reconciler:
     async def run(self) -> None:
         """Keep the slot until cancelled."""
         while True:
-            device = self._device()
-            facts = self._runner.facts.value
+            device = self.device()
+            facts = self.runner.facts.value
             if device is None or facts is None:
-                self._show("waiting for the runner", reason=self._runner.last_error)
+                self._show("waiting for the runner", reason=self.runner.last_error)
                 await self._news_or(LOOK_S)
                 continue
-            await self._note_incidents(facts.slots.get(self.slot, SlotFacts()).incidents, device)
+            await self._note_incidents(facts.slot(self.slot).incidents, device)
             record = self._record()
             seen = self._observe(record, facts, device)
-            step = plan.next_step(desired_of(record, self._swap(self.slot)), seen, time.monotonic())
+            step = plan.next_step(desired_of(record, self.swap(self.slot)), seen, time.monotonic())
             if await self._misses_a_gate(seen.serving, record, device):
                 continue
             if step is None or isinstance(step, plan.Wait):
@@ -105,7 +96,7 @@ class Reconciler:
     @property
     def progress(self) -> Progress | None:
         """Of a fetch that runs now."""
-        return self._steps.progress.get(self.slot)
+        return self.steps.progress.get(self.slot)
 
     def retry(self) -> None:
         """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
@@ -132,10 +123,10 @@ class Reconciler:
 
     async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
         """What came of the step; None when desire moved away from a fetch."""
-        work = asyncio.create_task(self._steps.act(self.slot, step, device), name=f"{self.slot} {step}")
+        work = asyncio.create_task(self.steps.act(self.slot, step, device), name=f"{self.slot} {step}")
         try:
             while isinstance(step, plan.Fetch) and not work.done():
-                turned = asyncio.create_task(self._desired.turned())
+                turned = asyncio.create_task(self.desired.turned())
                 await asyncio.wait({work, turned}, return_when=asyncio.FIRST_COMPLETED)
                 turned.cancel()
                 if not work.done() and self._record().desired != step.release:
@@ -143,7 +134,7 @@ class Reconciler:
             outcome = await work
         finally:
             work.cancel()
-        await self._runner.look()  # the answer to a step may come before the facts that it made
+        await self.runner.look()  # the answer to a step may come before the facts that it made
         return outcome
 
     async def _learn(self, step: plan.Step, outcome: Outcome, device: Device) -> None:
@@ -158,7 +149,7 @@ class Reconciler:
         elif isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
             await self._miss(step.place, outcome.failure, device)
         elif isinstance(step, plan.Fetch | plan.Verify):
-            await asyncio.to_thread(self._steps.record_rejection, ref, outcome.failure, device)
+            await asyncio.to_thread(self.steps.record_rejection, ref, outcome.failure, device)
         else:
             self._back_off(ref)
 
@@ -172,14 +163,14 @@ class Reconciler:
         """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""
         self._misses[place] += 1
         if self._misses[place] < self._chances(place, failure):
-            await asyncio.to_thread(self._ledger.remove, "trial", trial_key(place))
+            await asyncio.to_thread(self.ledger.remove, "trial", trial_key(place))
             self._back_off(place.ref)
         else:
             await asyncio.to_thread(self._condemn, place, failure, device)
 
     def _chances(self, place: Place, failure: Failure) -> int:
-        trial = self._ledger.get("trial", trial_key(place), TrialRecord)
-        release = self._ledger.get("release", place.ref.digest, ReleaseRecord)
+        trial = self.ledger.get("trial", trial_key(place), TrialRecord)
+        release = self.ledger.get("release", place.ref.digest, ReleaseRecord)
         if failure.kind is Kind.SPEED and trial is not None and trial.evidence is not None:
             gates = release.config.gates if release is not None and release.config is not None else None
             return CHANCES[Kind.SPEED] if gates is not None and may_be_busy(trial.evidence, gates) else 1
@@ -187,9 +178,9 @@ class Reconciler:
 
     def _condemn(self, place: Place, failure: Failure, device: Device) -> None:
         """Record that a candidate is out, beside what was measured of it."""
-        known = self._ledger.get("trial", trial_key(place), TrialRecord)
+        known = self.ledger.get("trial", trial_key(place), TrialRecord)
         evidence = known.evidence if known is not None else None
-        self._steps.record_trial(place, device.key(place.candidate), evidence, failure)
+        self.steps.record_trial(place, device.key(place.candidate), evidence, failure)
 
     # --- the soak ----------------------------------------------------------------------------------------------
 
@@ -208,7 +199,7 @@ class Reconciler:
         if place is None or place == record.last_good or place in self._judged_out:
             return False
         counters = await self._counters()
-        release = self._ledger.get("release", place.ref.digest, ReleaseRecord)
+        release = self.ledger.get("release", place.ref.digest, ReleaseRecord)
         if counters is None or release is None or release.config is None:
             return False
         failure = judge_soak(counters, release.config.gates)
@@ -219,7 +210,7 @@ class Reconciler:
 
     async def _miss_soak(self, place: Place, failure: Failure, device: Device) -> None:
         await asyncio.to_thread(self._condemn, place, failure, device)
-        self._news.tell(
+        self.news.tell(
             "rejected", slot=self.slot, release=place.ref.name, candidate=str(place.candidate), step="soak",
             reason=failure.reason,
         )  # fmt: skip
@@ -232,9 +223,9 @@ class Reconciler:
         if has_evidence(counters) or self._probes[place]:
             return True
         try:
-            await self._runner.ask(Prove(slot=self.slot, place=place))
+            await self.runner.ask(Prove(slot=self.slot, place=place))
         except BackendError as error:
-            device = self._device()
+            device = self.device()
             if device is not None:
                 await self._miss_soak(place, Failure(kind=error.kind, reason=str(error)), device)
         except TransferError:
@@ -244,22 +235,22 @@ class Reconciler:
         return bool(self._probes[place])
 
     async def _counters(self) -> Counters | None:
-        facts = await self._runner.look()
-        return facts.slots.get(self.slot, SlotFacts()).counters if facts is not None else None
+        facts = await self.runner.look()
+        return facts.slot(self.slot).counters if facts is not None else None
 
     async def _note_incidents(self, incidents: tuple[Incident, ...], device: Device) -> None:
         """What the runner answered by itself: adopted, and counted against what was not confirmed yet."""
-        line = self._runner.line.value
+        line = self.runner.line.value
         pid = line.welcome.pid if line is not None else 0
-        seen = self._ledger.get("incident", self.slot, Noted) or Noted()
+        seen = self.ledger.get("incident", self.slot, Noted) or Noted()
         fresh = [one for one in incidents if pid != seen.runner or one.number > seen.number]
         if not fresh:
             return
         noted = Noted(runner=pid, number=fresh[-1].number)
-        await asyncio.to_thread(self._ledger.put, "incident", self.slot, noted)
+        await asyncio.to_thread(self.ledger.put, "incident", self.slot, noted)
         record = self._record()
         for incident in fresh:
-            self._news.tell(
+            self.news.tell(
                 "incident", slot=self.slot, release=incident.place.ref.name,
                 candidate=str(incident.place.candidate), outcome=incident.action, reason=incident.failure.reason,
             )  # fmt: skip
@@ -269,22 +260,22 @@ class Reconciler:
     # --- facts -------------------------------------------------------------------------------------------------
 
     def _record(self) -> SlotRecord:
-        return self._ledger.get("slot", self.slot, SlotRecord) or SlotRecord(slot=self.slot)
+        return self.ledger.get("slot", self.slot, SlotRecord) or SlotRecord(slot=self.slot)
 
     def _observe(self, record: SlotRecord, facts: Facts, device: Device) -> plan.Observed:
         return observe(
             record,
-            self._ledger.all("release", ReleaseRecord).values(),
-            self._ledger.all("trial", TrialRecord).values(),
-            self._ledger.all("rejection", Rejection).values(),
-            facts.slots.get(self.slot, SlotFacts()),
+            self.ledger.all("release", ReleaseRecord).values(),
+            self.ledger.all("trial", TrialRecord).values(),
+            self.ledger.all("rejection", Rejection).values(),
+            facts.slot(self.slot),
             device,
             self._not_before,
         )
 
     async def _news_or(self, seconds: float | None) -> None:
         """Until desire or the runner's facts change, or for a time in seconds."""
-        waits = {asyncio.create_task(self._desired.turned()), asyncio.create_task(self._runner.facts.turned())}
+        waits = {asyncio.create_task(self.desired.turned()), asyncio.create_task(self.runner.facts.turned())}
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -297,7 +288,7 @@ class Reconciler:
         view = self.view
         if (view.step, view.working_on, view.reason) != (step, working_on, reason):
             view.step, view.working_on, view.reason, view.since = step, working_on, reason, time.time()
-            self._changed()
+            self.changed()
 
     def _tell(self, step: plan.Step, name: str, outcome: Outcome) -> None:
         place = getattr(step, "place", None)
@@ -305,18 +296,18 @@ class Reconciler:
         match outcome:
             case Success():
                 reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else ""
-                self._news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
+                self.news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)
                 if self._tries[ref_of(step)] == 1:
-                    self._news.tell("later", **said, step=name, reason=reason)
+                    self.news.tell("later", **said, step=name, reason=reason)
             case Never(failure):
                 self._show(name, subject_of(step), failure.reason)
-                self._news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
-        self._changed()
+                self.news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
+        self.changed()
 
     def _why_rejected(self, ref: Ref) -> str:
-        rejection = self._ledger.get("rejection", ref.digest, Rejection)
+        rejection = self.ledger.get("rejection", ref.digest, Rejection)
         return rejection.failure.reason if rejection is not None else ""
 
 

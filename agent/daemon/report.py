@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from agent import VERSION
@@ -25,10 +26,11 @@ from agent.core.slot import SlotRecord
 from agent.daemon.board import Board
 from agent.daemon.intake import Intake
 from agent.daemon.news import News
-from agent.daemon.reconcile import Reconciler
+from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
 from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported
+from agent.daemon.steps import Progress
 
 REFRESH_S = 1.0  # counters move while nothing else does
 QUIET_S = 0.05  # changes that come together are shown together
@@ -39,34 +41,23 @@ REJECTIONS_SHOWN = 5
 log = logging.getLogger("edge-agent")
 
 
+@dataclass(eq=False)
 class Reporter:
     """Makes the observed board and shows it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
-        self,
-        settings: Settings,
-        boot: str,
-        ledger: Ledger,
-        outbox: Outbox,
-        news: News,
-        intake: Intake,
-        runner: RunnerLink,
-        reconcilers: Mapping[str, Reconciler],
-        link: Callable[[], Link | None],
-        changed: Board[int],
-        pulse: Pulse,
-    ) -> None:
-        self._settings = settings
-        self._boot = boot
-        self._ledger = ledger
-        self._outbox = outbox
-        self._news = news
-        self._intake = intake
-        self._runner = runner
-        self._reconcilers = reconcilers
-        self._link = link
-        self._changed = changed
-        self._pulse = pulse
+    settings: Settings
+    boot: str
+    ledger: Ledger
+    outbox: Outbox
+    news: News
+    intake: Intake
+    runner: RunnerLink
+    reconcilers: Mapping[str, Reconciler]
+    link: Callable[[], Link | None]
+    changed: Board[int]
+    pulse: Pulse
+
+    def __post_init__(self) -> None:
         self._said: object = None
         self._before: dict[str, tuple[float, float, Counters]] = {}  # at, of the promotion at, counters
 
@@ -74,8 +65,8 @@ class Reporter:
         """Show until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._show(), name="show")
-            tasks.create_task(self._every(self._settings.health_s, self._health), name="health")
-            tasks.create_task(self._every(self._settings.fps_s, self._figures), name="figures")
+            tasks.create_task(self._every(self.settings.health_s, self._health), name="health")
+            tasks.create_task(self._every(self.settings.fps_s, self._figures), name="figures")
 
     async def now(self) -> None:
         """Report at once, changed or not."""
@@ -84,7 +75,7 @@ class Reporter:
 
     async def state(self) -> State:
         """The device as it is."""
-        facts = await self._runner.look()
+        facts = await self.runner.look()
         return await asyncio.to_thread(self._gather, facts)
 
     async def _show(self) -> None:
@@ -94,7 +85,7 @@ class Reporter:
             await self._publish(state)
             try:
                 async with asyncio.timeout(REFRESH_S):
-                    await self._changed.turned()
+                    await self.changed.turned()
                 await asyncio.sleep(QUIET_S)
             except TimeoutError:
                 continue
@@ -108,7 +99,7 @@ class Reporter:
 
     def _write(self, state: State) -> None:
         """Not synced: it lies in memory and is made anew each second."""
-        path = self._settings.run / "state.json"
+        path = self.settings.run / "state.json"
         temp = path.with_name(f"{files.TEMP}state")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,45 +109,45 @@ class Reporter:
             log.warning("%s cannot be written (%s): `edge-agent status` will be out of date", path, error.strerror)
 
     async def _publish(self, state: State) -> None:
-        link = self._link()
+        link = self.link()
         if link is None or not link.connected:
             return
         said = (link.connections, {**reported(state), "at": None})
         if said == self._said:
             return
-        topic = device_topic(self._settings.device, "reported")
+        topic = device_topic(self.settings.device, "reported")
         if await link.publish(topic, to_json(reported(state)), 1, retain=True, expiry_s=None):
             self._said = said
 
     async def _health(self, state: State) -> None:
-        link = self._link()
+        link = self.link()
         if link is None:
             return
-        readings = await asyncio.to_thread(host.readings, self._settings.state)
+        readings = await asyncio.to_thread(host.readings, self.settings.state)
         health = {
             "at": state.at,
-            "boot": self._boot,
+            "boot": self.boot,
             "readings": readings,
             "store": state.store,
             "ledger": state.ledger,
             "waiting": state.broker.waiting,
             "dropped": state.broker.dropped,
         }
-        topic = device_topic(self._settings.device, "tele", "health")
+        topic = device_topic(self.settings.device, "tele", "health")
         await link.publish(topic, to_json(health), 0, retain=False, expiry_s=HEALTH_EXPIRY_S)
 
     def _figures(self, state: State) -> None:
         """Requests, FPS and latency of each slot since the last time."""
         for slot in state.slots.values():
-            now, counters, since = time.monotonic(), slot.counters, self._since(slot.slot)
-            nothing = (now - self._settings.fps_s, since, Counters())
+            now, counters, since = time.monotonic(), slot.counters, self.runner.slot(slot.slot).serving_since
+            nothing = (now - self.settings.fps_s, since, Counters())
             then, counted_since, before = self._before.get(slot.slot, nothing)
             before = before if counted_since == since else Counters()  # a promotion counts from zero
             self._before[slot.slot] = (now, since, counters)
             requests, busy = counters.requests - before.requests, counters.busy_s - before.busy_s
             figures = {
                 "at": state.at,
-                "boot": self._boot,
+                "boot": self.boot,
                 "release": slot.serving,
                 "candidate": slot.candidate,
                 "seconds": round(now - then, 3),
@@ -166,50 +157,45 @@ class Reporter:
                 "capacity_fps": round(requests / busy, 3) if busy > 0 else None,
                 "latency_ms": counters.latency_ms,
             }
-            self._news.figures(f"tele/fps/{slot.slot}", to_json(figures), FIGURES_EXPIRY_S)
-
-    def _since(self, slot: str) -> float:
-        """When what serves was promoted, in monotonic seconds."""
-        facts = self._runner.facts.value
-        return facts.slots.get(slot, SlotFacts()).serving_since if facts is not None else 0.0
+            self.news.figures(f"tele/fps/{slot.slot}", to_json(figures), FIGURES_EXPIRY_S)
 
     # --- gathering -----------------------------------------------------------------------------------------------
 
     def _gather(self, facts: Facts | None) -> State:
-        records = self._ledger.all("slot", SlotRecord)
-        trials = tuple(self._ledger.all("trial", TrialRecord).values())
-        rejections = tuple(self._ledger.all("rejection", Rejection).values())
-        link, line = self._link(), self._runner.line.value
-        look = host.readings(self._settings.state)
+        records = self.ledger.all("slot", SlotRecord)
+        trials = tuple(self.ledger.all("trial", TrialRecord).values())
+        rejections = tuple(self.ledger.all("rejection", Rejection).values())
+        link, line = self.link(), self.runner.line.value
+        look = host.readings(self.settings.state)
         return State(
-            device=self._settings.device,
-            group=self._settings.group,
+            device=self.settings.device,
+            group=self.settings.group,
             agent=VERSION,
             pid=os.getpid(),
             at=datetime.now(UTC),
-            boot=self._boot,
+            boot=self.boot,
             slots={slot: self._slot(record, facts, trials, rejections) for slot, record in records.items()},
-            store=self._intake.store,
+            store=self.intake.store,
             broker=BrokerState(
                 configured=link is not None,
                 connected=link is not None and link.connected,
                 error=link.last_error if link is not None else "",
-                waiting=self._outbox.waiting,
-                dropped=sum(self._outbox.dropped.values()),
+                waiting=self.outbox.waiting,
+                dropped=sum(self.outbox.dropped.values()),
             ),
             runner=RunnerState(
                 connected=line is not None,
                 pid=line.welcome.pid if line is not None else 0,
-                error=self._runner.last_error,
+                error=self.runner.last_error,
                 found=line.welcome.found if line is not None else (),
                 loop_lag_ms=facts.loop_lag_ms if facts is not None else 0.0,
             ),
-            ledger=self._ledger.trouble,
-            refused=self._intake.refused.value,
+            ledger=self.ledger.trouble,
+            refused=self.intake.refused.value,
             clock_synchronised=look.clock_synchronised,
             disk_free_mb=look.disk_free_mb,
-            loop_lag_ms=self._pulse.lag_ms,
-            events=self._news.recent(),
+            loop_lag_ms=self.pulse.lag_ms,
+            events=self.news.recent(),
         )
 
     def _slot(
@@ -219,36 +205,39 @@ class Reporter:
         trials: tuple[TrialRecord, ...],
         rejections: tuple[Rejection, ...],
     ) -> SlotState:
-        held = facts.slots.get(record.slot, SlotFacts()) if facts is not None else SlotFacts()
-        reconciler = self._reconcilers.get(record.slot)
-        view = reconciler.view if reconciler is not None else None
-        progress = reconciler.progress if reconciler is not None else None
+        held = facts.slot(record.slot) if facts is not None else SlotFacts()
+        reconciler = self.reconcilers.get(record.slot)
+        view = reconciler.view if reconciler is not None else SlotView(step="")
+        progress = (reconciler.progress if reconciler is not None else None) or Progress()
         place = held.serving
         refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
         refs |= {good.ref for good in record.good}
         newest = sorted(rejections, key=lambda one: str(one.at))[-REJECTIONS_SHOWN:]
         return SlotState(
             slot=record.slot,
-            step=view.step if view is not None else "",
-            working_on=view.working_on if view is not None else "",
-            reason=(view.reason if view is not None else "") or refusal(record, rejections),
-            since=datetime.fromtimestamp(view.since if view is not None else time.time(), UTC),
+            step=view.step,
+            working_on=view.working_on,
+            reason=view.reason or refusal(record, rejections),
+            since=datetime.fromtimestamp(view.since, UTC),
             record=record,
             serving=place.ref.name if place else "",
             digest=place.ref.digest if place else "",
             candidate=str(place.candidate) if place else "",
-            serving_since=datetime.now(UTC) - timedelta(seconds=time.monotonic() - held.serving_since)
-            if place
-            else None,
+            serving_since=wall_time(held.serving_since) if place else None,
             confirmed=place is not None and place == record.last_good,
             fallback=str(held.fallback or ""),
             seats=held.seats,
             counters=held.counters,
-            fetched=progress.done if progress is not None else 0,
-            fetch_size=progress.total if progress is not None else 0,
+            fetched=progress.done,
+            fetch_size=progress.total,
             trials=tuple(one for one in trials if one.place.ref in refs or one.failure is not None),
-            rejections=tuple(one for one in newest),
+            rejections=tuple(newest),
         )
+
+
+def wall_time(monotonic: float) -> datetime:
+    """When it was, by the wall clock of now."""
+    return datetime.now(UTC) - timedelta(seconds=time.monotonic() - monotonic)
 
 
 def refusal(record: SlotRecord, rejections: Iterable[Rejection]) -> str:

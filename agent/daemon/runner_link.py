@@ -16,7 +16,7 @@ from typing import BinaryIO
 from agent.adapters import files
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
-from agent.core.messages import Facts, Look, Order, Refused, Reply, Stop, Welcome
+from agent.core.messages import Facts, Look, Order, Refused, Reply, SlotFacts, Stop, Welcome
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
 
@@ -90,6 +90,11 @@ class RunnerLink:
         if self.line.value is not None:
             self.facts.correct(reply)
         return reply
+
+    def slot(self, name: str) -> SlotFacts:
+        """What the runner said last of one slot."""
+        facts = self.facts.value
+        return facts.slot(name) if facts is not None else SlotFacts()
 
     async def stop_ours(self) -> None:
         """End a runner that no unit owns; a clean stop of the agent takes it along."""

@@ -11,25 +11,12 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from agent.adapters.broker import BrokerSettings
+from agent.adapters.store import Seconds, StoreSettings
 from agent.core.documents import Document, from_yaml
 from agent.core.errors import InputError
 
-Seconds = Annotated[float, Meta(gt=0)]
 SOCKET_BYTES = 107  # Linux: sun_path with its end
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-class StoreSettings(Document):
-    """Where releases come from."""
-
-    url: Annotated[str, Meta(pattern=r"^(s3|file)://")]
-    endpoint: str | None = None
-    region: str | None = None
-    access_key: str | None = None
-    secret_key: str | None = None
-    ca: str | None = None
-    poll_s: Seconds = 300.0
-    rate_limit_mb_s: Seconds | None = None
 
 
 class RunnerSettings(Document):

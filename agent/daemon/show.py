@@ -1,14 +1,13 @@
 """What `edge-agent status`, `why` and `bench` print."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agent.core.candidate import Evidence, Failure
-from agent.core.records import TrialRecord
+from agent.core.candidate import Candidate, Evidence, Failure
 from agent.daemon.bench import Measured
 from agent.daemon.state import SlotState, State
 
@@ -136,23 +135,21 @@ def reason_of(slot: SlotState) -> str:
 def evidence_table(slot: SlotState) -> Table:
     """What was measured of each candidate."""
     table = figures_table()
-    for trial in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one))):
-        name = short(trial.place.ref.name, slot.slot)
-        add_figures(table, name, str(trial.place.candidate), trial.evidence, trial.failure)
+    for one in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one.evidence))):
+        add_figures(table, short(one.place.ref.name, slot.slot), one.place.candidate, one.evidence, one.failure)
     return table
 
 
-def speed_of(trial: TrialRecord) -> float:
+def speed_of(evidence: Evidence | None) -> float:
     """FPS that was measured, 0 when none was."""
-    return trial.evidence.fps if trial.evidence is not None else 0.0
+    return evidence.fps if evidence is not None else 0.0
 
 
 def bench(slot: str, measured: Iterable[Measured]) -> Table:
     """A row for each candidate, fastest first."""
     table = figures_table()
-    order = sorted(measured, key=lambda one: -(one.evidence.fps if one.evidence else 0.0))
-    for one in order:
-        add_figures(table, slot, str(one.candidate), one.evidence, one.failure)
+    for one in sorted(measured, key=lambda one: -speed_of(one.evidence)):
+        add_figures(table, slot, one.candidate, one.evidence, one.failure)
     return table
 
 
@@ -167,18 +164,20 @@ def figures_table() -> Table:
     return table
 
 
-def add_figures(table: Table, name: str, candidate: str, evidence: Evidence | None, failure: Failure | None) -> None:
+def add_figures(
+    table: Table, name: str, candidate: Candidate, evidence: Evidence | None, failure: Failure | None
+) -> None:
     """One row of measured figures."""
     verdict = Text(f"{failure.kind}: {failure.reason}", style=BAD) if failure else Text("passed", style=GOOD)
     latency = evidence.latency_ms if evidence is not None else None
     if evidence is None or latency is None:
-        table.add_row(name, candidate, "", "", "", "", verdict)
+        table.add_row(name, str(candidate), "", "", "", "", verdict)
         return
     if failure is None:
         worst = max((one.max_abs for one in evidence.deviations), default=0.0)
         verdict.append(f", {worst:.2g} off golden", style=DIM)
     figures = (evidence.fps, latency.p50, latency.p99, evidence.memory_mb)
-    table.add_row(name, candidate, *(f"{figure:.1f}" for figure in figures), verdict)
+    table.add_row(name, str(candidate), *(f"{figure:.1f}" for figure in figures), verdict)
 
 
 def ago(seconds: float) -> str:
@@ -187,8 +186,3 @@ def ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def utc_now() -> datetime:
-    """Now."""
-    return datetime.now(UTC)

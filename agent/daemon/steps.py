@@ -14,28 +14,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters import files
+from agent.adapters import files, memory_file
 from agent.adapters.fetch import Mismatch, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Store
 from agent.adapters.tuf_client import TargetInfo, Trusted
-from agent.core import plan
+from agent.core import messages, plan
 from agent.core.candidate import Evidence, Failure, judge
-from agent.core.documents import from_json, from_yaml
+from agent.core.documents import from_json, from_yaml, to_tree
 from agent.core.errors import BackendError, InputError, Kind, TransferError, TrustError
-from agent.core.messages import (
-    Done,
-    Load,
-    Offer,
-    Part,
-    Place,
-    Promote,
-    Prove,
-    Seal,
-    Trial,
-    Tried,
-    Unload,
-)
+from agent.core.messages import Place
 from agent.core.names import check_form
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata, Ref
@@ -79,29 +67,21 @@ class Progress:
     total: int = 0
 
 
+@dataclass(eq=False)
 class Steps:
     """Does the planner's steps for every slot."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  each is one neighbour
-        self,
-        folder: Path,
-        store: Store,
-        rate_limit: int | None,
-        ledger: Ledger,
-        keyring: Keyring,
-        runner: RunnerLink,
-        trusted: Callable[[], Trusted | None],
-        hold_s: Callable[[str], float],
-    ) -> None:
-        self.folder = folder
+    folder: Path
+    store: Store
+    rate_limit: int | None
+    ledger: Ledger
+    keyring: Keyring
+    runner: RunnerLink
+    trusted: Callable[[], Trusted | None]
+    hold_s: Callable[[str], float]
+
+    def __post_init__(self) -> None:
         self.progress: dict[str, Progress] = {}
-        self._store = store
-        self._rate_limit = rate_limit
-        self._ledger = ledger
-        self._keyring = keyring
-        self._runner = runner
-        self._trusted = trusted
-        self._hold_s = hold_s
         self._handing_over = asyncio.Lock()
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
@@ -120,7 +100,7 @@ class Steps:
             return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
         return Success()
 
-    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[None]:  # noqa: C901, PLR0911  one line per step
+    def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[object]:  # noqa: C901, PLR0911  one line per step
         match step:
             case plan.Fetch(release):
                 return self._fetch(slot, release)
@@ -131,13 +111,13 @@ class Steps:
             case plan.Trial(place):
                 return self._try(slot, place, device)
             case plan.Prove(place):
-                return self._prove(slot, place)
+                return self.runner.ask(messages.Prove(slot=slot, place=place))
             case plan.Promote(place, fallback):
                 return self._promote(slot, place, fallback)
             case plan.Confirm(place):
                 return self._confirm(slot, place)
             case plan.Unload(place):
-                return self._unload(slot, place)
+                return self.runner.ask(messages.Unload(slot=slot, place=place))
             case plan.Delete(release):
                 return asyncio.to_thread(self._delete, release)
             case plan.Reject(release):
@@ -171,16 +151,16 @@ class Steps:
 
         try:
             fetch(
-                self._store, info.key, destination, info.length, info.sha256,
-                on_progress=count, should_stop=stop.is_set, rate_limit=self._rate_limit,
+                self.store, info.key, destination, info.length, info.sha256,
+                on_progress=count, should_stop=stop.is_set, rate_limit=self.rate_limit,
             )  # fmt: skip
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
-        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=listing.tree()))
+        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=to_tree(listing)))
 
     def _listed(self, ref: Ref) -> TargetInfo:
-        trusted = self._trusted()
+        trusted = self.trusted()
         if trusted is None:
             raise TransferError("nothing verified is known of the store yet: waiting for the first contact")
         try:
@@ -251,9 +231,9 @@ class Steps:
         return self.folder / "weights" / f"{ref.name}.sealed"
 
     def _delete(self, ref: Ref) -> None:
-        trials = self._ledger.all("trial", TrialRecord)
+        trials = self.ledger.all("trial", TrialRecord)
         measured = [(("trial"), key, None) for key, trial in trials.items() if trial.place.ref == ref]
-        self._ledger.put_all([("release", ref.digest, None), *measured], precious=True)
+        self.ledger.put_all([("release", ref.digest, None), *measured], precious=True)
         self._remove_files(ref)
 
     def _remove_files(self, ref: Ref) -> None:
@@ -265,23 +245,23 @@ class Steps:
 
     async def _load(self, slot: str, place: Place) -> None:
         await self.hold(place.ref)
-        await self._runner.ask(Load(slot=slot, place=place))
+        await self.runner.ask(messages.Load(slot=slot, place=place))
 
     async def hold(self, ref: Ref) -> None:
         """Make the runner hold a release that is verified here."""
         async with self._handing_over:  # a bench and a swap may want the same release
-            facts = self._runner.facts.value
+            facts = self.runner.facts.value
             if facts is None or ref not in facts.held:
                 await self._hand_over(ref)
-                await self._runner.look()
+                await self.runner.look()
 
     async def _hand_over(self, ref: Ref) -> None:
         """Open the sealed release into memory files that the runner made."""
         opener = await asyncio.to_thread(self._opened, ref)
-        parts = tuple(Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
-        _, received = await self._runner.ask(Offer(ref=ref, parts=parts))
+        parts = tuple(messages.Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
+        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=parts))
         await asyncio.to_thread(self._pour, ref, opener, received)
-        await self._runner.ask(Seal(ref=ref))
+        await self.runner.ask(messages.Seal(ref=ref))
 
     def _pour(self, ref: Ref, opener: Opener, descriptors: list[int]) -> None:
         """Write every part into its memory file. The descriptors are closed here: a thread cannot be cancelled."""
@@ -296,8 +276,8 @@ class Steps:
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key = device.key(place.candidate)
-        reply, _ = await self._runner.ask(Trial(slot=slot, place=place, key=key))
-        assert isinstance(reply, Tried), reply
+        reply, _ = await self.runner.ask(messages.Trial(slot=slot, place=place, key=key))
+        assert isinstance(reply, messages.Tried), reply
         release = self._release(place.ref)
         assert release.config is not None
         failure = judge(reply.evidence, release.config.gates)
@@ -307,37 +287,32 @@ class Steps:
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
 
-    async def _prove(self, slot: str, place: Place) -> None:
-        await self._runner.ask(Prove(slot=slot, place=place))
-
     async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
-        reply, _ = await self._runner.ask(Promote(slot=slot, place=place, fallback=fallback, hold_s=self._hold_s(slot)))
-        assert isinstance(reply, Done), reply
-
-    async def _unload(self, slot: str, place: Place) -> None:
-        await self._runner.ask(Unload(slot=slot, place=place))
+        order = messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot))
+        reply, _ = await self.runner.ask(order)
+        assert isinstance(reply, messages.Done), reply
 
     async def _confirm(self, slot: str, place: Place) -> None:
-        record = self._ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
+        record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
         facts = [("slot", slot, confirm(record, place))]
-        await asyncio.to_thread(lambda: self._ledger.put_all(facts, precious=True))
+        await asyncio.to_thread(lambda: self.ledger.put_all(facts, precious=True))
 
     # --- records -----------------------------------------------------------------------------------------------
 
     def record_trial(self, place: Place, key: str, evidence: Evidence | None, failure: Failure | None) -> None:
         """What is known of a place now."""
         trial = TrialRecord(place=place, key=key, evidence=evidence, failure=failure)
-        self._ledger.put("trial", trial_key(place), trial)
+        self.ledger.put("trial", trial_key(place), trial)
 
     def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
         """A release that is not tried again while this holds."""
         key = "" if failure.kind.is_final else device.state
         rejection = Rejection(ref=ref, failure=failure, key=key, at=datetime.now(UTC))
-        self._ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
+        self.ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
 
     def _reject(self, ref: Ref, device: Device) -> None:
         """No candidate is left: the reasons are theirs; it is final only when all of them are."""
-        trials = self._ledger.all("trial", TrialRecord).values()
+        trials = self.ledger.all("trial", TrialRecord).values()
         failures = [(one.place.candidate, one.failure) for one in trials if one.place.ref == ref and one.failure]
         kinds = [failure.kind for _, failure in failures]
         passing = next((kind for kind in kinds if not kind.is_final), None)
@@ -346,10 +321,10 @@ class Steps:
         self.record_rejection(ref, Failure(kind=kind, reason=reason or "no backend of this device can run it"), device)
 
     def _record(self, release: ReleaseRecord) -> None:
-        self._ledger.put_all([("release", release.ref.digest, release)], precious=True)
+        self.ledger.put_all([("release", release.ref.digest, release)], precious=True)
 
     def _release(self, ref: Ref) -> ReleaseRecord:
-        found = self._ledger.get("release", ref.digest, ReleaseRecord)
+        found = self.ledger.get("release", ref.digest, ReleaseRecord)
         if found is None:
             raise TransferError(f"{ref.name}: the ledger does not know it; it is fetched again")
         return found
@@ -366,25 +341,25 @@ class Steps:
         except TrustError as error:
             if digest_of(self.sealed_path(ref)) == ref.digest:
                 raise
-            self._ledger.remove("release", ref.digest)
+            self.ledger.remove("release", ref.digest)
             self._remove_files(ref)
             raise TransferError(f"{ref.name}: its file was damaged on this disk; it is fetched again") from error
 
     def _open(self, ref: Ref, record: ReleaseRecord) -> Opener:
         sealed = self.sealed_path(ref)
         if not sealed.is_file():
-            self._ledger.remove("release", ref.digest)
+            self.ledger.remove("release", ref.digest)
             raise TransferError(f"{sealed}: the file is gone; it is fetched again")
-        return self._keyring.open(ref.name, read_listing(dict(record.listing), ref.name), sealed)
+        return self.keyring.open(ref.name, read_listing(dict(record.listing), ref.name), sealed)
 
     def _is_last_good(self, slot: str, ref: Ref) -> bool:
-        record = self._ledger.get("slot", slot, SlotRecord)
+        record = self.ledger.get("slot", slot, SlotRecord)
         return record is not None and record.last_good is not None and record.last_good.ref == ref
 
     def free_of_strays(self) -> None:
         """Remove files that no release in the ledger owns."""
-        known = {release.ref.name for release in self._ledger.all("release", ReleaseRecord).values()}
-        records = self._ledger.all("slot", SlotRecord).values()
+        known = {release.ref.name for release in self.ledger.all("release", ReleaseRecord).values()}
+        records = self.ledger.all("slot", SlotRecord).values()
         wanted = {ref.name for record in records if (ref := record.desired)}
         wanted |= {place.ref.name for record in records for place in record.good}
         for path in (self.folder / "weights").glob("*.sealed*"):
@@ -400,11 +375,7 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
     """
     offsets = [0] * len(descriptors)
     for index, piece in opener.pieces():
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(descriptors[index], view, offsets[index])
-            offsets[index] += written
-            view = view[written:]
+        offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
 
 
 def digest_of(path: Path) -> str:

@@ -204,9 +204,7 @@ class Door:
     def _readiness(self) -> Any:
         dark = sorted(slot.name for slot in self._slots.values() if slot.order is not None and slot.serving is None)
         if dark or all(slot.serving is None for slot in self._slots.values()):
-            raise HttpError(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"no model serves in: {', '.join(dark) or 'any slot'}", retry_after(1)
-            )
+            raise unavailable(f"no model serves in: {', '.join(dark) or 'any slot'}", 1)
         return {"ready": True}
 
     async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None, *, keeps_alive: bool) -> None:
@@ -217,8 +215,7 @@ class Door:
             lane = await slot.lanes.take(slot.hold_s)
         except TimeoutError:
             self.refused += 1
-            reason = f"{slot.name}: as many requests as it takes are inside already"
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, retry_after(1)) from None
+            raise unavailable(f"{slot.name}: as many requests as it takes are inside already", 1) from None
         try:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
@@ -240,7 +237,7 @@ class Door:
             raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except TransferError as error:
             self.refused += 1
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_after(slot.hold_s)) from error
+            raise unavailable(str(error), slot.hold_s) from error
         except BackendError as error:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
         finally:
@@ -257,9 +254,9 @@ def allow(ask: RequestHead, method: str) -> None:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, f"{ask.path} takes {method} alone", {"Allow": method})
 
 
-def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to try again."""
-    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+def unavailable(reason: str, seconds: float) -> HttpError:
+    """The refusal that says when to try again."""
+    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 def check_lengths(ask: RequestHead) -> int:
@@ -393,8 +390,7 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
     """
     seat = slot.serving
     if seat is None:
-        reason = f"{slot.name}: no model serves at the moment"
-        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, retry_after(slot.hold_s))
+        raise unavailable(f"{slot.name}: no model serves at the moment", slot.hold_s)
     name, metadata = seat.place.ref.name, seat.held.metadata
     check_version(slot, name, version)
     match what:

@@ -13,7 +13,7 @@ model_configuration and model_repository.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import numpy as np
@@ -22,22 +22,11 @@ from numpy.typing import NDArray
 
 from agent.core.errors import InputError
 from agent.core.messages import Slice
-from agent.core.release import Config, Metadata, Tensor
+from agent.core.release import Config, Dtype, Metadata, Tensor
 from agent.runner.frame import frame_shape
 
-DATATYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
+DATATYPES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"} | {
+    name.upper(): name for name in get_args(Dtype) if "int" in name
 }
 NAMES = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")

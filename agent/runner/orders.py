@@ -14,33 +14,11 @@ from itertools import count
 
 from agent.adapters.channel import Channel, close_all, peer_uid
 from agent.adapters.pulse import Pulse
+from agent.core import messages
 from agent.core.candidate import Backend, Failure, Found
 from agent.core.documents import from_json
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import (
-    PROTOCOL,
-    Answer,
-    Ask,
-    Done,
-    Facts,
-    Hello,
-    Load,
-    Loaded,
-    Look,
-    Offer,
-    Order,
-    Promote,
-    Prove,
-    Refused,
-    Reply,
-    Seal,
-    SeatTrial,
-    Stop,
-    Trial,
-    Tried,
-    Unload,
-    Welcome,
-)
+from agent.core.messages import PROTOCOL, Answer, Ask, Done, Facts, Order, Refused, Reply, SlotOrder, Welcome
 from agent.runner.door import Door
 from agent.runner.holdings import Holdings
 from agent.runner.seats import probe
@@ -106,7 +84,7 @@ class Runner:
             return False
         ask, descriptors = received
         close_all(descriptors)
-        if isinstance(ask.order, Hello) and ask.order.protocol in SPOKEN:
+        if isinstance(ask.order, messages.Hello) and ask.order.protocol in SPOKEN:
             reply: Reply = Welcome(protocol=ask.order.protocol, pid=os.getpid(), found=await self._found)
         else:
             spoken = " or ".join(map(str, sorted(SPOKEN)))
@@ -139,41 +117,41 @@ class Runner:
                 channel.send(Answer(id=ask.id, reply=reply), descriptors)
             except (TransferError, InputError) as error:
                 log.warning("step=answer outcome=lost reason=%s", error)
-        if not isinstance(ask.order, Look):  # a look changes nothing; told of, it would wake whoever looks
+        if not isinstance(ask.order, messages.Look):  # a look changes nothing; told of, it would wake whoever looks
             self.changed()
 
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
-            case Offer():
+            case messages.Offer():
                 offered = await self._holdings.offer(order.ref, order.parts)
                 return (Refused(failure=offered), ()) if isinstance(offered, Failure) else (Done(), offered)
-            case Seal():
+            case messages.Seal():
                 failure = await self._holdings.seal(order.ref)
                 return (Done() if failure is None else Refused(failure=failure)), ()
-            case Look():
+            case messages.Look():
                 return self.facts(), ()
-            case Stop():
+            case messages.Stop():
                 self._stop()
                 return Done(), ()
-            case Hello():
+            case messages.Hello():
                 return refused("Hello comes first, and once", Kind.STRUCTURE), ()
         return await self._act_on_slot(order), ()
 
-    async def _act_on_slot(self, order: Load | Trial | Prove | Promote | Unload) -> Reply:
+    async def _act_on_slot(self, order: SlotOrder) -> Reply:
         slot = self._slot(order.slot)
         match order:
-            case Load():
+            case messages.Load():
                 seat = await slot.load(order.place, order.deadline_s)
                 assert seat.ready is not None
-                return Loaded(pid=seat.pid, load_s=seat.ready.load_s)
-            case Trial():
-                ask = SeatTrial(key=order.key, runs=order.runs)
-                return Tried(evidence=await slot.trial(order.place, ask, order.deadline_s))
-            case Prove():
+                return messages.Loaded(pid=seat.pid, load_s=seat.ready.load_s)
+            case messages.Trial():
+                ask = messages.SeatTrial(key=order.key, runs=order.runs)
+                return messages.Tried(evidence=await slot.trial(order.place, ask, order.deadline_s))
+            case messages.Prove():
                 await slot.prove(order.place, order.deadline_s)
-            case Promote():
+            case messages.Promote():
                 slot.promote(order)
-            case Unload():
+            case messages.Unload():
                 await slot.unload(order.place)
                 if slot.is_unused and self.slots.pop(order.slot, None) is not None:
                     await slot.close()

@@ -21,34 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.adapters.channel import BlockingChannel, close_all
+from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
-from agent.backends import Session, check_model, open_session, probe
+from agent.backends import check_model, open_session, probe
 from agent.backends.golden import Sample, compare, load_golden
+from agent.backends.session import Session
 from agent.backends.signature import check_tensors
 from agent.backends.trial import run_trial
+from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
-from agent.core.messages import (
-    CONFIG,
-    GOLDEN,
-    METADATA,
-    WEIGHTS,
-    FromSeat,
-    LaneOpen,
-    Place,
-    SeatFailed,
-    SeatLoad,
-    SeatProve,
-    SeatRan,
-    SeatReady,
-    SeatRun,
-    SeatTrial,
-    SeatTried,
-    Slice,
-    ToSeat,
-)
+from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Place, Slice, ToSeat
 from agent.core.release import Config, Metadata
 from agent.runner.frame import frame_shape, normalise
 
@@ -105,16 +89,16 @@ class Model:
     golden: tuple[Sample, ...]
     load_s: float
 
-    def ready(self) -> SeatReady:
+    def ready(self) -> messages.SeatReady:
         """What it is, and where it computes."""
-        return SeatReady(
+        return messages.SeatReady(
             inputs=self.metadata.inputs,
             outputs=self.metadata.outputs,
             providers=tuple(self.session.get_providers()),
             load_s=self.load_s,
         )
 
-    def run(self, lane: Lane, ask: SeatRun) -> SeatRan:
+    def run(self, lane: Lane, ask: messages.SeatRun) -> messages.SeatRan:
         """One request."""
         started = time.monotonic()
         inputs = {slice_.name: self._input(lane, slice_) for slice_ in ask.inputs}
@@ -122,7 +106,7 @@ class Model:
         outputs = dict(zip(names, self.session.run(names, inputs), strict=True))
         busy_s = time.monotonic() - started
         finite = all_finite(outputs) or not all_finite(inputs)
-        return SeatRan(lane=ask.lane, outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+        return messages.SeatRan(lane=ask.lane, outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
 
     def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
         tensor = lane.tensor(slice_)
@@ -136,7 +120,7 @@ def all_finite(arrays: Arrays) -> bool:
     return all(one.dtype.kind != "f" or bool(np.isfinite(one).all()) for one in arrays.values())
 
 
-def load(ask: SeatLoad, descriptors: Sequence[int]) -> Model:
+def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     """The model, loaded from memory files that need not stay open.
 
     Raises:
@@ -154,28 +138,28 @@ def load(ask: SeatLoad, descriptors: Sequence[int]) -> Model:
     return Model(ask.place, session, metadata, config, golden, time.monotonic() - started)
 
 
-def prove(model: Model) -> SeatReady | SeatFailed:
+def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
     """Whether the loaded model computes what its golden samples say."""
     off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
     if off:
         reason = ", ".join(f"output {one.output} is {one.max_abs:.3g} away from its golden reference" for one in off)
-        return SeatFailed(failure=Failure(kind=Kind.PARITY, reason=reason))
+        return messages.SeatFailed(failure=Failure(kind=Kind.PARITY, reason=reason))
     return model.ready()
 
 
-def trial(model: Model, ask: SeatTrial) -> SeatTried:
+def trial(model: Model, ask: messages.SeatTrial) -> messages.SeatTried:
     """Everything that is measured before a candidate may serve."""
     candidate = model.place.candidate
     evidence = run_trial(
         model.session, model.metadata, model.config, model.golden, candidate, ask.key, ask.runs, model.load_s
     )
-    return SeatTried(evidence=evidence)
+    return messages.SeatTried(evidence=evidence)
 
 
 class Seat:
     """The loop and what it keeps between messages."""
 
-    def __init__(self, channel: BlockingChannel[ToSeat]) -> None:
+    def __init__(self, channel: Packets[ToSeat]) -> None:
         self._channel = channel
         self._lanes: dict[int, Lane] = {}
         self._model: Model | None = None
@@ -184,7 +168,7 @@ class Seat:
         """Answers until the runner closes the channel."""
         while (received := self._channel.read()) is not None:
             message, descriptors = received
-            if isinstance(message, LaneOpen):
+            if isinstance(message, messages.LaneOpen):
                 self._open(message.lane, descriptors)
                 continue
             answer = self._answer(message, descriptors)
@@ -198,7 +182,7 @@ class Seat:
         self._lanes[number] = Lane(*descriptors)
 
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
-        lane = message.lane if isinstance(message, SeatRun) else None
+        lane = message.lane if isinstance(message, messages.SeatRun) else None
         try:
             return self._act(message, descriptors)
         except BackendError as error:
@@ -207,19 +191,19 @@ class Seat:
             kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
             kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
-        return SeatFailed(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]), lane=lane)
+        return messages.SeatFailed(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]), lane=lane)
 
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
-        if isinstance(message, SeatLoad):
+        if isinstance(message, messages.SeatLoad):
             self._model = load(message, descriptors)
             return self._model.ready()
         if self._model is None:
             raise BackendError("this seat holds no model: load one first")
-        if isinstance(message, SeatRun):
+        if isinstance(message, messages.SeatRun):
             return self._model.run(self._lanes[message.lane], message)
-        if isinstance(message, SeatTrial):
+        if isinstance(message, messages.SeatTrial):
             return trial(self._model, message)
-        assert isinstance(message, SeatProve)
+        assert isinstance(message, messages.SeatProve)
         return prove(self._model)
 
 
@@ -239,7 +223,7 @@ def main() -> None:
         return
     parent, descriptor = map(int, sys.argv[1:])
     settle(parent)
-    Seat(BlockingChannel(socket.socket(fileno=descriptor), ToSeat)).serve()
+    Seat(Packets(socket.socket(fileno=descriptor), ToSeat)).serve()
 
 
 if __name__ == "__main__":

@@ -22,20 +22,10 @@ from pathlib import Path
 import psutil
 
 from agent.adapters.channel import Channel
+from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import (
-    FromSeat,
-    LaneOpen,
-    Place,
-    SeatFacts,
-    SeatFailed,
-    SeatLoad,
-    SeatReady,
-    SeatRun,
-    Slice,
-    ToSeat,
-)
+from agent.core.messages import FromSeat, Place, SeatFacts, SeatFailed, SeatLoad, SeatReady, Slice, ToSeat
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lane
 
@@ -167,9 +157,9 @@ class Seat:
             SeatEndedError: the seat ended before it answered.
         """
         if self._lanes.get(lane.number) is not lane:
-            self._tell(LaneOpen(lane=lane.number), lane.descriptors)
+            self._tell(messages.LaneOpen(lane=lane.number), lane.descriptors)
             self._lanes[lane.number] = lane
-        return await self._send(SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
+        return await self._send(messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
 
     async def listen(self) -> None:
         """Takes answers until the seat ends."""

@@ -22,21 +22,10 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from agent.core import messages
 from agent.core.candidate import Evidence, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import (
-    FromSeat,
-    Incident,
-    Place,
-    Promote,
-    SeatFailed,
-    SeatProve,
-    SeatRan,
-    SeatTrial,
-    SeatTried,
-    Slice,
-    SlotFacts,
-)
+from agent.core.messages import FromSeat, Incident, Place, Promote, SeatFailed, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lane, Lanes
@@ -105,7 +94,7 @@ class Slot:
             raise BackendError(f"{place}: the seat ended while it was loading")
         return seat
 
-    async def trial(self, place: Place, ask: SeatTrial, deadline_s: float) -> Evidence:
+    async def trial(self, place: Place, ask: messages.SeatTrial, deadline_s: float) -> Evidence:
         """What the trial of a loaded seat measured.
 
         Raises:
@@ -113,7 +102,7 @@ class Slot:
         """
         seat = self._loaded(place)
         tried = await seat.ask(ask, deadline_s)
-        assert isinstance(tried, SeatTried)
+        assert isinstance(tried, messages.SeatTried)
         if tried.evidence.failure is None and all(one.within for one in tried.evidence.deviations):
             seat.state = "proven"
         self._changed()
@@ -127,7 +116,7 @@ class Slot:
         """
         seat = self._loaded(place)
         try:
-            await seat.ask(SeatProve(), deadline_s)
+            await seat.ask(messages.SeatProve(), deadline_s)
         except BackendError:
             if seat is self.serving:
                 self.tally.probe(failed=True)
@@ -289,7 +278,7 @@ class Slot:
             self._restarts.append(time.monotonic())
             try:
                 seat = await self.load(place, deadline_s)
-                await seat.ask(SeatProve(), deadline_s)
+                await seat.ask(messages.SeatProve(), deadline_s)
             except BackendError as error:
                 await self._end(place)
                 if self._restarting == place:

@@ -51,11 +51,6 @@ class Deployment(Document):
     same: bool  # it is the pair that was taken last
 
 
-def make_pair(rollout: bytes, wave: bytes) -> bytes:
-    """Two envelopes as one deployment."""
-    return b'{"rollout":' + rollout + b',"wave":' + wave + b"}"
-
-
 def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, now: datetime) -> Deployment:
     """The pair that `raw` holds, for a device of `group` that took `floor` last.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from securesystemslib.dsse import Envelope as Dsse
-from securesystemslib.signer import Signature, Signer
+from securesystemslib.signer import Signature
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Targets
 
@@ -50,14 +50,6 @@ class Opened(Document):
     def digest(self) -> str:
         """SHA-256 of the payload: what other documents name it by."""
         return hashlib.sha256(self.payload).hexdigest()
-
-
-def make_envelope(payload: bytes, payload_type: str, signers: Iterable[Signer]) -> bytes:
-    """The payload in an envelope, signed by every signer."""
-    envelope = Dsse(payload, payload_type, {})
-    for signer in signers:
-        envelope.sign(signer)
-    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
 
 
 def open_envelope(raw: bytes, payload_type: str, role: str, targets: Targets, limit: int) -> bytes:

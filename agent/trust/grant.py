@@ -11,25 +11,22 @@ hold it.
 4. Revoking a device is a new epoch that its grant lacks. It keeps what it could read before.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from msgspec import Meta
-from securesystemslib.signer import Signer
 from tuf.api.metadata import Targets
 
-from agent.core.documents import Document, to_json
+from agent.core.documents import Document
 from agent.core.errors import TrustError
 from agent.core.intent import GRANT_TYPE
-from agent.trust.envelope import make_envelope, open_envelope, parse_signed
+from agent.trust.envelope import open_envelope, parse_signed
 from agent.trust.sealing import bind
 
 SUITE = Suite(KEM.P256, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 CURVE = ec.SECP256R1()
-SCALAR_BYTES = 32  # a P-256 private key
 GRANT_BYTES = 64 * 1024  # an epoch takes about 200 bytes
 WRAP_DOMAIN = "edge-model-agent/wrap/v1"
 GRANT_DOMAIN = "edge-model-agent/grant/v1"
@@ -52,11 +49,6 @@ class Grant(Document):
     keys: tuple[GrantedKey, ...]
 
 
-def wrap_key(key: bytes, public: ec.EllipticCurvePublicKey, path: str, group: str, epoch: int) -> bytes:
-    """The content key of the release at `path`, for the holders of a group's epoch key."""
-    return SUITE.encrypt(key, public, info=bind(WRAP_DOMAIN, path, group, epoch))
-
-
 def unwrap_key(wrapped: bytes, private: ec.EllipticCurvePrivateKey, path: str, group: str, epoch: int) -> bytes:
     """The content key.
 
@@ -65,23 +57,6 @@ def unwrap_key(wrapped: bytes, private: ec.EllipticCurvePrivateKey, path: str, g
     """
     info = bind(WRAP_DOMAIN, path, group, epoch)
     return open_sealed_key(wrapped, private, info, f"{path}: its content key for epoch {epoch} of group {group}")
-
-
-def make_grant(
-    device: str,
-    group: str,
-    keys: Mapping[int, ec.EllipticCurvePrivateKey],
-    public: ec.EllipticCurvePublicKey,
-    signers: Iterable[Signer],
-) -> bytes:
-    """The signed grant of a group's epoch keys to the device that holds the private half of `public`."""
-    sealed = tuple(
-        GrantedKey(
-            epoch=epoch, key=SUITE.encrypt(private_bytes(key), public, info=bind(GRANT_DOMAIN, device, group, epoch))
-        )
-        for epoch, key in sorted(keys.items())
-    )
-    return make_envelope(to_json(Grant(device=device, group=group, keys=sealed)), GRANT_TYPE, signers)
 
 
 def believe_grant(raw: bytes, targets: Targets, device: str, group: str) -> Grant:
@@ -98,22 +73,10 @@ def believe_grant(raw: bytes, targets: Targets, device: str, group: str) -> Gran
     return grant
 
 
-def open_grant(
-    raw: bytes, targets: Targets, device: str, group: str, private: ec.EllipticCurvePrivateKey
-) -> Mapping[int, ec.EllipticCurvePrivateKey]:
-    """Epoch: private key, for every epoch that the device was granted.
-
-    Raises:
-        TrustError: as `believe_grant`, or sealed to another key.
-    """
-    grant = believe_grant(raw, targets, device, group)
-    return {one.epoch: open_granted(one, device, group, private) for one in grant.keys}
-
-
 def open_granted(
     granted: GrantedKey, device: str, group: str, private: ec.EllipticCurvePrivateKey
 ) -> ec.EllipticCurvePrivateKey:
-    """The private key of one epoch; raises TrustError as `open_grant`."""
+    """The private key of one epoch; raises TrustError where it was sealed to another key."""
     where = f"grant: epoch {granted.epoch} of group {group}"
     scalar = open_sealed_key(granted.key, private, bind(GRANT_DOMAIN, device, group, granted.epoch), where)
     try:
@@ -128,8 +91,3 @@ def open_sealed_key(sealed: bytes, private: ec.EllipticCurvePrivateKey, info: by
         return SUITE.decrypt(sealed, private, info=info)
     except (InvalidTag, ValueError) as error:
         raise TrustError(f"{where} does not open with this key; it was sealed for another, or changed") from error
-
-
-def private_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The scalar, big-endian."""
-    return key.private_numbers().private_value.to_bytes(SCALAR_BYTES, "big")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from agent.core.documents import Document, from_tree, to_tree
+from agent.core.documents import Document, from_tree
 from agent.core.errors import BackendError, InputError, TrustError
 from agent.core.names import check_form
 from agent.trust.grant import Epoch
@@ -38,11 +38,6 @@ class Listing(Document):
     memory_mb: Annotated[int, Meta(ge=0)]  # rounded up: TUF's canonical JSON has no fractions
     opset: Annotated[int, Meta(ge=1)]
     min_agent: str = "0.1.0"
-
-    def tree(self) -> dict[str, Any]:
-        """As it stands in TUF metadata."""
-        tree: dict[str, Any] = to_tree(self)
-        return tree
 
     def wrap(self, group: str, epochs: Iterable[int]) -> Wrap:
         """The content key for the newest of the epochs of a group that a device was granted.

@@ -36,7 +36,6 @@ KEY_BYTES = 32
 DOMAIN = "edge-model-agent/release/v1"
 
 Group = Literal[1, 2, 4, 8]
-GROUPS: tuple[Group, ...] = (1, 2, 4, 8)
 
 
 class SealedPart(Document):
@@ -115,13 +114,6 @@ def ungrouped(block: bytes, group: int) -> memoryview:
         plain[place : elements * group : group] = source[place * elements : (place + 1) * elements]
     plain[elements * group :] = source[elements * group :]
     return plain.data
-
-
-def best_group(sample: bytes) -> Group:
-    """The element size under which a sample of a part compresses best."""
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
-    sizes: dict[Group, int] = {group: len(compressor.compress(grouped(sample, group))) for group in GROUPS}
-    return min(sizes, key=lambda group: (sizes[group], group))
 
 
 class Opener:

@@ -11,6 +11,7 @@ from agent.adapters import files, s3
 from agent.adapters.fetch import Mismatch, Stopped, fetch
 from agent.adapters.store import Download
 from agent.core.errors import TransferError
+from fleet.stores import open_store
 from tests.fakes.seaweed import EDGE
 from tests.fakes.store import FakeStore
 
@@ -122,7 +123,7 @@ def test_a_silent_connection_ends_and_is_continued(site, proxied, monkeypatch):
     """A black hole is left after the read timeout, with what came before it."""
     monkeypatch.setattr(s3, "READ_S", 0.3)
     proxy, _ = proxied
-    slow = s3.S3Store.open("models", "fetch", endpoint=proxy.endpoint, region=None, keys=EDGE, ca=None)
+    slow = open_store("s3://models/fetch", endpoint=proxy.endpoint, access_key=EDGE[0], secret_key=EDGE[1])
     proxy.rate = 20_000_000
 
     def fall_silent(done):

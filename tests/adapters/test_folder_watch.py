@@ -8,7 +8,7 @@ from watchdog.observers import Observer
 
 from agent.adapters import folder_watch
 from agent.adapters.folder_watch import watched
-from agent.adapters.store import open_store
+from fleet.stores import open_store
 
 
 def test_a_publication_is_noticed_at_once(tmp_path):

@@ -42,6 +42,6 @@ def test_a_machine_held_back_by_heat_says_so(tmp_path, monkeypatch):
 
 
 def test_without_sensors_no_temperature_is_guessed(tmp_path, monkeypatch):
-    """A machine without sensors has no hottest place."""
+    """A machine without sensors has no temperatures."""
     monkeypatch.setattr(host.psutil, "sensors_temperatures", dict, raising=False)
-    assert host.readings(tmp_path).hottest is None
+    assert host.readings(tmp_path).celsius == {}

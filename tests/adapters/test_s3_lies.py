@@ -5,8 +5,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from agent.adapters.store import Changed, open_store
+from agent.adapters.store import Changed
 from agent.core.errors import TransferError
+from fleet.stores import open_store
 
 CONTENT = b"0123456789"
 START = 4

@@ -6,8 +6,10 @@ import uuid
 
 import pytest
 
-from agent.adapters.store import Changed, Exists, FileStore, Missing, open_store
+from agent.adapters.store import Changed, FileStore, Missing, StoreSettings
+from agent.adapters.store import open_store as open_for_reading
 from agent.core.errors import InputError, TransferError, TrustError
+from fleet.stores import Exists, open_store
 from tests.fakes.seaweed import BUCKET, EDGE
 from tests.fakes.store import FakeStore
 
@@ -150,10 +152,13 @@ def test_a_url_that_is_no_store_is_refused(url):
     """The two forms of a store's URL are in the refusal."""
     with pytest.raises(InputError, match="s3://bucket/prefix"):
         open_store(url)
+    with pytest.raises(InputError, match="s3://bucket/prefix"):
+        open_for_reading(StoreSettings(url=url))
 
 
 def test_a_bucket_without_a_prefix_is_a_store(seaweed):
     """The prefix is optional."""
     seaweed.store("rooted").write("key", b"1")
-    store = open_store(f"s3://{BUCKET}", endpoint=seaweed.endpoint, access_key=EDGE[0], secret_key=EDGE[1])
+    settings = StoreSettings(url=f"s3://{BUCKET}", endpoint=seaweed.endpoint, access_key=EDGE[0], secret_key=EDGE[1])
+    store = open_for_reading(settings)
     assert store.read("rooted/key", 1) == b"1"

@@ -3,9 +3,9 @@ import pytest
 
 from agent.backends import open_session, read_head
 from agent.backends.golden import Sample
-from agent.backends.signature import tensors
 from agent.core.candidate import Backend, Candidate
 from agent.core.release import Compatibility, Config, Metadata
+from models.loading import tensors
 from tests.backends import graphs
 
 CPU = Candidate(backend=Backend.CPU, threads=1)

@@ -7,9 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from agent.backends import open_session
-from agent.backends.golden import compare, deviation, load_golden, save_golden
+from agent.backends.golden import compare, deviation, load_golden
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Gates, Tensor, Tolerance
+from models.golden import save_golden
 from tests.backends import graphs
 
 GATES = Gates()

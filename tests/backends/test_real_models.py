@@ -8,11 +8,11 @@ import pytest
 
 from agent.backends import open_session
 from agent.backends.golden import Sample
-from agent.backends.signature import tensors
 from agent.backends.trial import run_trial
 from agent.core.candidate import Backend, Candidate, judge
 from agent.core.errors import Kind
 from agent.core.release import Config, Gates, Tolerance
+from models.loading import tensors
 from tests.backends.conftest import CPU, describe
 
 FOLDER = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", Path(__file__).parents[3] / "shared" / "models"))

@@ -25,6 +25,8 @@ from agent.daemon.commands import TOPIC
 from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 from agent.daemon.reconcile import EVENTS
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.settings import RunnerSettings
 from agent.daemon.state import BrokerState, Reported, RunnerState, SlotState, State, reported
 from agent.trust.deployment import Pair
 from fleet.broker import Broker
@@ -142,7 +144,7 @@ def test_figures_have_the_written_form(tmp_path):
     """`tele/fps/{slot}`, as the code makes it."""
     said = []
     sink = SimpleNamespace(figures=lambda topic, payload, expiry: said.append((topic, payload)))
-    dark = SimpleNamespace(facts=SimpleNamespace(value=None))
+    dark = RunnerLink(RunnerSettings(start="never"))
     reporter(tmp_path, news=sink, runner=dark)._figures(state())
     ((topic, payload),) = said
     assert topic == "tele/fps/defect_detection"

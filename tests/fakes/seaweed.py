@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agent.adapters.store import open_store
 from agent.core.errors import EdgeError
+from fleet.stores import open_store
 from tests.fakes.ports import free_ports
 from tests.fakes.waiting import until
 

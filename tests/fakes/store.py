@@ -2,8 +2,9 @@
 
 import hashlib
 
-from agent.adapters.store import CHUNK_BYTES, Changed, Download, Exists, Missing, check_key, read_limited
+from agent.adapters.store import CHUNK_BYTES, Changed, Download, Missing, check_key, read_limited
 from agent.core.errors import TransferError
+from fleet.stores import Exists
 
 
 class FakeStore:

@@ -11,9 +11,8 @@ import pytest
 from agent.core.documents import to_json
 from agent.core.intent import COMMAND_TYPE, ROLLOUT_TYPE, WAVE_TYPE, Command, Move, Rollout, Verb, Wave
 from agent.core.release import Ref
-from agent.trust.deployment import make_pair
-from agent.trust.envelope import make_envelope
 from fleet.deploy import next_counter
+from fleet.sealing import make_envelope, make_pair
 from provisioning.keys import init_keys
 from tests.faults.standing import facts_of
 from tests.system.plant import GROUP, ONE, SLOT, now

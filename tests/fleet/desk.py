@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from agent.adapters.store import FileStore
 from agent.adapters.tuf_client import TufClient
 from agent.core.documents import to_json
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository
+from fleet.stores import DeskFolder
 from provisioning.keys import init_group, init_keys
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -48,7 +48,7 @@ class Desk:
 
     def __init__(self, folder):
         self.folder = folder
-        self.store = FileStore(folder / "store")
+        self.store = DeskFolder(folder / "store")
         self.store.root.mkdir()
         self.keyring = init_keys(folder / "keys")
         init_group(self.keyring, "g1")

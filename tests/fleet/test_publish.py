@@ -7,12 +7,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.errors import InputError, TrustError
-from agent.trust.grant import CURVE, make_grant, open_grant, unwrap_key
+from agent.trust.grant import CURVE, unwrap_key
 from agent.trust.listing import read_listing, target_path
 from agent.trust.sealing import Opener
 from fleet.publish import newest_publics, publish
+from fleet.sealing import make_grant
 from provisioning.keys import add_epoch, init_group
 from tests.fleet.desk import NEW, NOW, OLD, WEIGHTS, checked
+from tests.trust.keys import open_grant
 
 
 def opened(desk, name=NEW, group="g1", epochs=None):

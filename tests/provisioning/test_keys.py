@@ -7,13 +7,14 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.adapters.store import FileStore
 from agent.core.errors import InputError
-from agent.trust.grant import CURVE, open_grant
+from agent.trust.grant import CURVE
 from fleet.keyring import ROLES, Keyring, private_key
 from fleet.repository import Repository
+from fleet.stores import DeskFolder
 from provisioning.enrol import enrol, folders_in, grant_key, paths_at
 from provisioning.keys import init_group, init_keys, public_pem
+from tests.trust.keys import open_grant
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -27,7 +28,7 @@ def keyring(tmp_path):
 
 @pytest.fixture
 def store(tmp_path, keyring):
-    store = FileStore(tmp_path / "store")
+    store = DeskFolder(tmp_path / "store")
     Repository.start(store, keyring, NOW)
     return store
 

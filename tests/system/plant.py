@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import yaml
 
-from agent.adapters.store import open_store
 from fleet.broker import Broker, broker_at
 from fleet.deploy import deploy, sign_command
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository
+from fleet.stores import open_store
 from models.check import check_release
 from provisioning.enrol import enrol, folders_in, paths_at
 from provisioning.keys import init_group, init_keys

@@ -28,10 +28,10 @@ def desk(desk_made_once, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def desk_made_once(tmp_path_factory):
-    from agent.adapters.store import FileStore
     from fleet.keyring import Keyring
     from fleet.publish import newest_publics, publish
     from fleet.repository import Repository
+    from fleet.stores import DeskFolder
     from fleet.terminal import now
 
     folder = tmp_path_factory.mktemp("desk")
@@ -43,7 +43,7 @@ def desk_made_once(tmp_path_factory):
     enrol = ["device", "enrol", "cam-1", "--group", "g1", "--out", f"{folder}/device"]
     assert provision.main([*enrol, *store, *keys]) == 0
     keyring = Keyring(folder / "keys")
-    repository = Repository.load(FileStore(folder / "store"), keyring)
+    repository = Repository.load(DeskFolder(folder / "store"), keyring)
     publish(repository, checked(), newest_publics(keyring, ["g1"]), now=now())
     return folder
 

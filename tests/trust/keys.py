@@ -8,8 +8,9 @@ from tuf.api.metadata import DelegatedRole, Delegations, Targets
 from agent.core.documents import to_json
 from agent.core.intent import COMMAND_TYPE, ROLLOUT_TYPE, WAVE_TYPE, Command, Move, Rollout, Verb, Wave, WaveAction
 from agent.core.release import Ref
-from agent.trust.deployment import make_pair
-from agent.trust.envelope import Opened, make_envelope
+from agent.trust.envelope import Opened
+from agent.trust.grant import believe_grant, open_granted
+from fleet.sealing import make_envelope, make_pair
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -78,3 +79,9 @@ class Desk:
         }
         signed = make_envelope(rollout, ROLLOUT_TYPE, signers if signers is not None else self.keys["operators"][:1])
         return make_pair(signed, self.sign(Wave(**fields | (wave or {})), WAVE_TYPE, "controller"))
+
+
+def open_grant(raw, targets, device, group, private):
+    """Epoch: private key, for every epoch that a device was granted."""
+    grant = believe_grant(raw, targets, device, group)
+    return {one.epoch: open_granted(one, device, group, private) for one in grant.keys}

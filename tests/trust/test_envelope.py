@@ -6,7 +6,8 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from agent.core.errors import TrustError
-from agent.trust.envelope import keyset, make_envelope, open_envelope, still_believed
+from agent.trust.envelope import keyset, open_envelope, still_believed
+from fleet.sealing import make_envelope
 
 TYPE = "application/vnd.example+json"
 

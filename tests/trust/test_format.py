@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from agent.trust.grant import CURVE, wrap_key
+from agent.trust.grant import CURVE
 from agent.trust.sealing import SealedPart, bind, seal
+from fleet.sealing import wrap_key
 
 PATH = "releases/face_detection_retinaface_widerface_20250628.sealed"
 KEY = bytes(range(32))

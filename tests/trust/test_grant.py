@@ -4,7 +4,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.errors import TrustError
-from agent.trust.grant import CURVE, make_grant, open_grant, private_bytes, unwrap_key, wrap_key
+from agent.trust.grant import CURVE, unwrap_key
+from fleet.sealing import make_grant, private_bytes, wrap_key
+from tests.trust.keys import open_grant
 
 KEY = bytes(range(32))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent.core.documents import to_tree
 from agent.core.errors import BackendError, InputError, TrustError
 from agent.trust.listing import FORMAT, Listing, Wrap, read_listing, target_path
 
@@ -14,11 +15,11 @@ LISTING = Listing(
 
 def test_a_listing_is_read_as_it_was_written():
     """Through the tree that TUF signs and back."""
-    assert read_listing(LISTING.tree(), "p") == LISTING
+    assert read_listing(to_tree(LISTING), "p") == LISTING
 
 
 @pytest.mark.parametrize(
-    "custom", [None, [], {}, LISTING.tree() | {"fmt": "cob256+zstd+bg/v2"}, LISTING.tree() | {"fmt": None}]
+    "custom", [None, [], {}, to_tree(LISTING) | {"fmt": "cob256+zstd+bg/v2"}, to_tree(LISTING) | {"fmt": None}]
 )
 def test_another_format_is_refused_by_name(custom):
     """There is nothing to negotiate: an unknown format asks for another agent."""
@@ -32,7 +33,7 @@ def test_another_format_is_refused_by_name(custom):
 def test_a_malformed_listing_is_refused(change):
     """A signature does not make it well formed."""
     with pytest.raises(TrustError, match=r"p: "):
-        read_listing(LISTING.tree() | change, "p")
+        read_listing(to_tree(LISTING) | change, "p")
 
 
 def test_the_newest_granted_epoch_is_taken():

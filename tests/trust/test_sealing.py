@@ -11,7 +11,8 @@ from cryptography.cobblestone import Cobblestone256Encryptor
 from agent.core.documents import to_json
 from agent.core.errors import InputError, TrustError
 from agent.trust import sealing
-from agent.trust.sealing import BLOCK_BYTES, Opener, SealedPart, best_group, bind, grouped, seal, ungrouped
+from agent.trust.sealing import BLOCK_BYTES, Opener, SealedPart, bind, grouped, seal, ungrouped
+from fleet.sealing import best_group
 
 KEY = bytes(range(32))
 PATH = "releases/face.sealed"
