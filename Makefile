@@ -4,6 +4,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
+PLANTS := tests/acceptance tests/attacks tests/faults tests/system
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: env demo test check bench clean
@@ -17,9 +18,15 @@ $(STAMP): pyproject.toml tools/env.sh
 demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
+# What computes shares the cores, a file to each; what runs whole plants has the machine for itself.
 test: env
 	tools/mosquitto.sh
+ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
+else
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(PLANTS))
+	$(PYTHON) -m pytest $(PLANTS)
+endif
 
 check: env
 	$(VENV)/bin/ruff check .
