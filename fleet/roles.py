@@ -129,11 +129,6 @@ class Authority:
                 found.setdefault(keyid, []).append(name)
         return found
 
-    def key(self, keyid: str) -> Key:
-        """A key in force."""
-        made = self.targets.delegations
-        return self.root.keys[keyid] if keyid in self.root.keys or made is None else made.keys[keyid]
-
 
 def bins_of(listing: Targets) -> SuccinctRoles | None:
     """The hashed bins of a listing role that has outgrown one file."""
