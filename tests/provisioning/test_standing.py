@@ -1,10 +1,17 @@
 """Whoever signs from now on: what stands goes on to stand, and devices do not move."""
 
+from types import SimpleNamespace
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
+from agent.adapters.ledger import Ledger
+from agent.adapters.tuf_client import TufClient
 from agent.core.documents import to_json, to_tree
 from agent.core.errors import TrustError
+from agent.core.slot import SlotRecord
+from agent.daemon.intake import Intake
 from agent.trust.deployment import Taken, believe_deployment, standing
 from agent.trust.grant import CURVE
 from agent.trust.listing import Listing, Wrap
@@ -63,6 +70,24 @@ def test_what_stands_is_signed_by_the_new_keys(deployed, role):
     assert current(deployed.load(), "g1", NOW) is not None, "the desk rolls out on"
     raw = deployed.store.read(grant_key("g1", "cam-7"), 1 << 16)
     assert set(open_grant(raw, deployed.load().targets.signed, "cam-7", "g1", deployed.private)) == {1}
+
+
+async def test_a_device_stays_rolled_back_when_operators_change(deployed, tmp_path):
+    """The pair that new keys signed is the pair it has: nothing moves, and its floor counts by the new keys."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    news = SimpleNamespace(tell=lambda *_, **__: None, post=lambda act: act())
+    intake = Intake("cam-8", "g1", None, ledger, None, news, NOW)
+    intake.client = TufClient(tmp_path / "tuf", deployed.store, deployed.pinned, intake.check)
+    intake.now = lambda: NOW
+    await intake.poll()
+    before = ledger.get("deployment", "g1", Taken)
+    slot = replace(ledger.get("slot", "face_detection", SlotRecord), override_verb="rollback", override_by="me")
+    ledger.put_all([("slot", "face_detection", slot)])
+    rotate(deployed.load(), ["operators", "controller"], NOW)
+    await intake.poll()
+    assert ledger.get("slot", "face_detection", SlotRecord) == slot
+    after = ledger.get("deployment", "g1", Taken)
+    assert not {*after.rollout_signers, *after.wave_signers} & {*before.rollout_signers, *before.wave_signers}
 
 
 def test_after_a_theft_nothing_is_signed_again(deployed):
