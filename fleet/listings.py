@@ -9,6 +9,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets
@@ -18,6 +19,7 @@ from fleet.roles import HIGHEST, binned, bins_of, changed_roles, delegated, list
 from fleet.stores import DeskStore
 from fleet.versions import numbers, read_page
 
+READERS = 16  # bins read at one time: one after another, 256 of them take 15 s from a store far away
 FULL = 500  # targets in one file, 250 kB; beyond, a listing role has bins
 
 
@@ -48,7 +50,11 @@ class Listings:
     def pages(self, role: str) -> Mapping[str, Metadata[Targets]]:
         """Every page of a listing role; raises as `page`."""
         bins = bins_of(self.page(role).signed)
-        return {name: self.page(name) for name in (role, *(bins.get_roles() if bins is not None else ()))}
+        names = (role, *(bins.get_roles() if bins is not None else ()))
+        unread = [name for name in names if name not in self._pages]
+        with ThreadPoolExecutor(READERS) as readers:
+            self._pages |= zip(unread, readers.map(self._read, unread), strict=True)
+        return {name: self._pages[name] for name in names}
 
     def newest(self, name: str) -> MetaFile:
         """The newest version of a page that its role signed: what to vouch for where the snapshot was a thief's.
