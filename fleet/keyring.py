@@ -1,10 +1,12 @@
 """A keyring is a folder of keys; a desk has those it needs and no others.
 
     root.json                    the root that everything is verified against
-    roles/{role}-{n}.pem         private signing keys (PKCS #8)
+    roles/{role}-{n}.pem         private signing keys (PKCS #8, with a passphrase or without)
+    roles/{role}-{n}.json        keys that are elsewhere: in a token, a service, at another desk (fleet/signers.py)
     groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made
     groups/{group}/{epoch}.pub   its public half: what a publisher needs
     seen/                        the newest metadata this desk has seen, against rollback
+    pending/                     what this desk began and others must sign, too (fleet/pending.py)
 
 A key that is needed and not here is the user's to bring: the error says which file. Keys are never overwritten
 (provisioning/keys.py writes them).
@@ -17,12 +19,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from securesystemslib.signer import CryptoSigner
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.signer import Key, Signer
 
 from agent.core.errors import InputError
+from fleet.signers import public_at, signer_at, unlock
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)  # as agent.yaml and the scope of a command allow
+FILE = re.compile(r"(?P<role>.+)-(?P<number>[0-9]{1,6})\.(?:pem|json)", re.ASCII)
 RESERVED = frozenset({"groups"})  # a level of the MQTT topics
 
 
@@ -36,7 +40,7 @@ class RoleKeys:
 
 ROLES: Mapping[str, RoleKeys] = {
     "root": RoleKeys(count=3, threshold=2),  # one may be lost, one may be stolen
-    "targets": RoleKeys(),
+    "targets": RoleKeys(count=3, threshold=2),
     "snapshot": RoleKeys(),
     "timestamp": RoleKeys(),
     "releases": RoleKeys(),
@@ -53,6 +57,7 @@ class Keyring:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._opened: dict[Path, Signer | None] = {}  # a secret is asked for once
 
     @property
     def root_file(self) -> Path:
@@ -67,22 +72,49 @@ class Keyring:
         """
         return read(self.root_file, "start a repository with `edge-provision store init`, or copy its root.json here")
 
-    def signers(self, role: str) -> tuple[CryptoSigner, ...]:
-        """Every signing key of a role that is here, at least one.
+    def signers(self, role: str) -> tuple[Signer, ...]:
+        """Every key of a role that can sign here, at least one.
 
         Raises:
             InputError: there is none, or it cannot be read.
+            TransferError: the service that holds it cannot be had now.
         """
-        found = self._files(role)
+        found = [signer for path in self.files(role) if (signer := self._signer(path)) is not None]
         if not found:
             raise InputError(
                 f"{self.folder}: no key of the role {role} (roles/{role}-1.pem); bring it, or use another desk"
             )
-        return tuple(signer(path) for path in found)
+        return tuple(found)
+
+    def keys(self, role: str) -> Mapping[str, Key]:
+        """Key id: public key of every key of a role that is named here, in the order of their files."""
+        found = [public_at(path, read(path, "bring the key")) for path in self.files(role)]
+        return {key.keyid: key for key in found}
 
     def holds(self, role: str) -> bool:
         """Whether a key of a role is here."""
-        return bool(self._files(role))
+        return bool(self.files(role))
+
+    def files(self, role: str) -> list[Path]:
+        """The files of a role's keys, by number."""
+        found = {path: FILE.fullmatch(path.name) for path in (self.folder / "roles").glob(f"{role}-*")}
+        mine = {path: int(name["number"]) for path, name in found.items() if name is not None and name["role"] == role}
+        return sorted(mine, key=lambda path: mine[path])
+
+    def roles(self) -> tuple[str, ...]:
+        """The roles with keys here."""
+        names = (FILE.fullmatch(path.name) for path in (self.folder / "roles").glob("*"))
+        return tuple(sorted({name["role"] for name in names if name is not None}))
+
+    def next_file(self, role: str, suffix: str) -> Path:
+        """Where the role's next key belongs."""
+        numbers = (int(path.stem.removeprefix(f"{role}-")) for path in self.files(role))
+        return self.folder / "roles" / f"{role}-{max(numbers, default=0) + 1}{suffix}"
+
+    def _signer(self, path: Path) -> Signer | None:
+        if path not in self._opened:
+            self._opened[path] = signer_at(path, read(path, "bring the key"))
+        return self._opened[path]
 
     def groups(self) -> tuple[str, ...]:
         """The groups with a public key here."""
@@ -105,9 +137,6 @@ class Keyring:
         """
         found = {epoch: private_key(path) for epoch, path in self._epochs(group, "pem").items()}
         return found or self._unknown(group)
-
-    def _files(self, role: str) -> list[Path]:
-        return sorted((self.folder / "roles").glob(f"{role}-[0-9].pem"))
 
     def _epochs(self, group: str, suffix: str) -> Mapping[int, Path]:
         folder = self.folder / "groups" / check_word("group", group)
@@ -133,24 +162,13 @@ def check_word(kind: str, word: str) -> str:
     return word
 
 
-def signer(path: Path) -> CryptoSigner:
-    """The signing key in a file; raises InputError as `private_key`."""
-    try:
-        return CryptoSigner(load_pem_private_key(read(path, "bring the key"), password=None))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
-
-
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The P-256 private key in a file.
 
     Raises:
         InputError: it cannot be read, or is another kind of key.
     """
-    try:
-        key = load_pem_private_key(read(path, "bring the key"), password=None)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
+    key = unlock(path, read(path, "bring the key"))
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError(f"{path}: not a P-256 key; make it with edge-provision")
     return key

@@ -1,7 +1,7 @@
 """What the command lines share: answers to errors, progress bars, the clock.
 
-A user's mistake is one message and exit 2; what cannot be had or believed now is one message and exit 1. Anything
-else is our bug and shows its trace.
+A user's mistake is one message and exit 2; what cannot be had or believed now is one message and exit 1; what waits
+for signatures of others is one message and exit 3. Anything else is our bug and shows its trace.
 """
 
 from argparse import ArgumentParser
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from agent.core.errors import EdgeError, InputError
+from fleet.pending import Unfinished
 from fleet.publish import Tell
 
 out = Console(highlight=False)
@@ -24,6 +25,9 @@ def run(parser: ArgumentParser, argv: list[str] | None) -> int:
     options = parser.parse_args(argv)
     try:
         options.act(options)
+    except Unfinished as answer:
+        err.print(str(answer), markup=False, soft_wrap=True)
+        return 3
     except InputError as error:
         err.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
@@ -38,6 +42,11 @@ def run(parser: ArgumentParser, argv: list[str] | None) -> int:
 def say(text: str) -> None:
     """One line for the user."""
     out.print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line for the user that is no result."""
+    err.print(f"! {text}", markup=False, soft_wrap=True)
 
 
 def now() -> datetime:

@@ -1,4 +1,4 @@
-"""`edge-provision`: keys, a repository's beginning, groups, devices."""
+"""`edge-provision`: keys and roles (trust_cli.py), a repository's beginning, groups, devices."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agent.core.documents import to_tree
-from agent.core.errors import InputError
 from fleet import terminal
 from fleet.broker import broker_at
-from fleet.keyring import ROLES, Keyring
+from fleet.keyring import Keyring
 from fleet.repository import Repository
 from fleet.stores import open_store
 from provisioning.enrol import enrol, folders_in, paths_at
-from provisioning.keys import init_group, init_keys
+from provisioning.keys import init_group
+from provisioning.options import add_store
+from provisioning.trust_cli import add_keys, add_roles, add_trust
 
 SERVICES = {"runner": {"start": "never"}}  # an installed runner is a service of its own and outlives the agent
 
@@ -28,16 +27,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> ArgumentParser:
     """All commands and options."""
-    parser = ArgumentParser("edge-provision", description="Make keys, start a repository, make groups, enrol devices.")
+    parser = ArgumentParser(
+        "edge-provision", description="Make and change keys, start a repository, make groups, enrol devices."
+    )
     nouns = parser.add_subparsers(metavar="NOUN", required=True)
 
-    verbs = nouns.add_parser("keys", help="make and show signing keys").add_subparsers(metavar="VERB", required=True)
-    one = verbs.add_parser("init", help="make every role's keys in a new folder")
-    one.add_argument("folder", type=Path)
-    one.set_defaults(act=run_keys_init)
-    one = verbs.add_parser("show", help="which keys this folder holds")
-    one.add_argument("folder", type=Path)
-    one.set_defaults(act=run_keys_show)
+    add_keys(nouns)
+    add_roles(nouns)
+    add_trust(nouns)
 
     verbs = nouns.add_parser("store", help="start a repository").add_subparsers(metavar="VERB", required=True)
     one = verbs.add_parser("init", help="write the first signed metadata to an empty store")
@@ -61,35 +58,6 @@ def make_parser() -> ArgumentParser:
     add_store(one)
     one.set_defaults(act=run_device_enrol)
     return parser
-
-
-def add_store(parser: ArgumentParser) -> None:
-    """The options of commands that write to the store."""
-    parser.add_argument("--store", required=True, help="s3://bucket/prefix or file:///path")
-    parser.add_argument("--endpoint", help="URL of an S3-compatible server")
-    parser.add_argument("--ca", help="PEM file with the authorities to trust")
-    parser.add_argument("--keys", type=Path, required=True, help="folder with the keys of this desk")
-
-
-def run_keys_init(options: Namespace) -> None:
-    """`keys init`."""
-    keyring = init_keys(options.folder)
-    terminal.say(f"made {sum(keys.count for keys in ROLES.values())} keys in {keyring.folder}/roles")
-    terminal.say("keep the root keys apart from each other and offline; see docs/guides/operations.md")
-
-
-def run_keys_show(options: Namespace) -> None:
-    """`keys show`."""
-    if not options.folder.is_dir():
-        raise InputError(f"{options.folder}: no such folder; make one with `edge-provision keys init`")
-    table = Table("role", "key", "keys here", "must sign")
-    keyring = Keyring(options.folder)
-    for role, keys in ROLES.items():
-        here = [signer.public_key.keyid[:16] for signer in keyring.signers(role)] if keyring.holds(role) else []
-        table.add_row(role, " ".join(here) or "-", f"{len(here)} of {keys.count}", str(keys.threshold))
-    terminal.out.print(table)
-    for group in keyring.groups():
-        terminal.say(f"group {group}: epochs {', '.join(map(str, sorted(keyring.publics(group))))}")
 
 
 def run_store_init(options: Namespace) -> None:

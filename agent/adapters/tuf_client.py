@@ -93,6 +93,12 @@ class Trusted:
         """The top-level targets: `verify_delegate` of signed documents."""
         return self.chain.targets
 
+    @property
+    def expiries(self) -> Mapping[str, datetime]:
+        """Role: when its metadata expires, of every role that was looked at."""
+        looked_at = self._updater._trusted_set._trusted_set  # noqa: SLF001  its iterator leaves the names out
+        return {role: signed.expires for role, signed in list(looked_at.items())}
+
     def find(self, path: str) -> TargetInfo | None:
         """The target, or None when nobody who may lists it.
 

@@ -25,6 +25,7 @@ from agent.daemon.board import Board
 from agent.daemon.keyring import Keyring
 from agent.daemon.news import News
 from agent.trust.deployment import PAIR_BYTES, Taken, believe_deployment
+from agent.trust.expiry import expiring
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.listing import target_path
@@ -38,6 +39,7 @@ class StoreState(Document):
     last_sync: datetime | None = None
     expires: datetime | None = None  # of the timestamp: until then withheld intent may stay unseen
     error: str = ""
+    expiring: tuple[str, ...] = ()  # a sentence for each role of the repository that somebody must sign anew
 
 
 @dataclass(eq=False)
@@ -69,10 +71,12 @@ class Intake:
 
     def load(self) -> None:
         """Believe what the last refresh left, without a network."""
+        error = ""
         try:
             self.trusted = self.client.load()
-        except (TransferError, TrustError) as error:
-            self.store = StoreState(error=str(error))
+        except (TransferError, TrustError) as why:
+            error = str(why)
+        self._show_store(None, error)
 
     async def poll(self) -> None:
         """Ask the store what is listed, granted and deployed today.
@@ -86,9 +90,15 @@ class Intake:
                 await asyncio.to_thread(self._take_grant, self.trusted)
                 await asyncio.to_thread(self._take_deployment, self.trusted)
             except EdgeError as error:
-                self.store = StoreState(last_sync=self.store.last_sync, expires=self.store.expires, error=str(error))
+                self._show_store(self.store.last_sync, str(error))
                 raise
-            self.store = StoreState(last_sync=datetime.now(UTC), expires=self.trusted.expires)
+            self._show_store(datetime.now(UTC))
+
+    def _show_store(self, last_sync: datetime | None, error: str = "") -> None:
+        ends = self.trusted.expiries if self.trusted is not None else {}
+        self.store = StoreState(
+            last_sync=last_sync, expires=ends.get("timestamp"), error=error, expiring=expiring(ends, self.now())
+        )
 
     def check(self, chain: Chain) -> None:
         """The floor of versions, kept in the ledger before the metadata counts.
@@ -150,6 +160,8 @@ class Intake:
         floor = self.ledger.get("deployment", self.group, Taken) or Taken()
         believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
         if believed.same:
+            if believed.taken.signers != floor.signers:  # keys were replaced; the floor follows who signs today
+                self.ledger.put_all([("deployment", self.group, believed.taken)], precious=True)
             return ()
         old = self.ledger.all("slot", SlotRecord)
         standing = {slot: record.deployed for slot, record in old.items()}

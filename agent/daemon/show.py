@@ -47,6 +47,7 @@ def troubles(state: State) -> Iterable[str]:
     """What somebody should look at."""
     if state.store.error:
         yield f"store: {state.store.error}"
+    yield from state.store.expiring
     if state.broker.configured and not state.broker.connected and state.broker.error:
         yield f"broker: {state.broker.error}"
     if not state.runner.connected and state.runner.error:

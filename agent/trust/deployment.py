@@ -41,6 +41,11 @@ class Taken(Document):
     wave_signers: tuple[str, ...] = ()
     reach: Share = 0.0  # share of the group that runs the goals under this pair
 
+    @property
+    def signers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Whose signatures made it count."""
+        return self.rollout_signers, self.wave_signers
+
 
 class Deployment(Document):
     """A pair that was believed, and what to remember of it."""
@@ -65,9 +70,9 @@ def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, n
     check_match(rollout, opened.digest, wave, group)
     check_names(rollout)
     check_issued(rollout, wave, now)
-    floor = standing(floor, targets)
+    last, floor = floor, standing(floor, targets)
     taken = remember(rollout, opened, wave, opened_wave)
-    same = check_counters(taken, floor)
+    same = check_counters(taken, floor) or is_same(taken, last)
     if not same:
         check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
     return Deployment(rollout=rollout, wave=wave, taken=taken, same=same)
@@ -143,12 +148,17 @@ def check_counters(taken: Taken, floor: Taken) -> bool:
         )
     if (taken.rollout, taken.wave) > (floor.rollout, floor.wave):
         return False
-    if (taken.rollout_digest, taken.wave_digest) == (floor.rollout_digest, floor.wave_digest):
+    if is_same(taken, floor):
         return True
     raise TrustError(
         f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was taken; "
         "somebody replays it, or its author must sign it with a higher counter"
     )
+
+
+def is_same(taken: Taken, last: Taken) -> bool:
+    """Whether it is the pair taken last, whoever signed it: new keys move nobody."""
+    return (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
 
 
 def check_reach(rollout: Rollout, wave: Wave, last: Taken | None) -> None:

@@ -1,13 +1,15 @@
 """The operator's command line: what it does, and how it answers mistakes."""
 
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 
 from agent.core.errors import InputError
-from fleet import cli
-from tests.fleet.desk import NEW, checked
+from fleet import cli, terminal
+from fleet.repository import Repository
+from tests.fleet.desk import NEW, NOW, checked
 
 
 @pytest.fixture
@@ -87,7 +89,44 @@ def test_a_store_that_is_away_is_no_mistake(desk, capsys):
     assert "check the store's URL" in capsys.readouterr().err
 
 
-def test_a_refresh_says_what_expires_next(desk, capsys):
-    """So that a timer can be set by it."""
+def test_a_refresh_is_silent_where_all_is_well(desk, capsys):
+    """Cron sends mail for every word."""
     assert fleet(desk, "refresh") == 0
-    assert "timestamp" in capsys.readouterr().out
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_refresh_says_what_it_could_not_renew(desk, capsys, monkeypatch):
+    """The root is somebody else's to sign; whoever reads cron's mail hears of it in time."""
+    monkeypatch.setattr(terminal, "now", lambda: NOW + timedelta(days=360))
+    assert fleet(desk, "refresh") == 0
+    said = capsys.readouterr()
+    assert "root metadata expires within 7 d" in said.err
+    assert said.out == ""
+
+
+def test_a_refresh_needs_the_online_keys_alone(desk, capsys):
+    """The renewing machine holds snapshot and timestamp; a missing one is one line and exit 2."""
+    for path in (desk.keyring.folder / "roles").iterdir():
+        if not path.name.startswith(("snapshot", "timestamp")):
+            path.unlink()
+    before = desk.device().chain.timestamp.version
+    assert fleet(desk, "refresh") == 0
+    assert desk.device().chain.timestamp.version == before + 1
+    (desk.keyring.folder / "roles/timestamp-1.pem").unlink()
+    assert fleet(desk, "refresh") == 2
+    assert "no key of the role timestamp" in capsys.readouterr().err
+
+
+def test_a_refresh_that_another_desk_overtook_runs_again(desk, capsys, monkeypatch):
+    """Two desks at one moment are no reason for a mail."""
+    true = Repository.refresh
+
+    def overtaken(repository, now):
+        monkeypatch.setattr(Repository, "refresh", true)
+        true(desk.load(), now)
+        true(repository, now)
+
+    monkeypatch.setattr(Repository, "refresh", overtaken)
+    before = desk.device().chain.timestamp.version
+    assert fleet(desk, "refresh") == 0
+    assert desk.device().chain.timestamp.version == before + 2

@@ -1,0 +1,52 @@
+"""Metadata as it lies in a store: which versions there are, and what they are worth."""
+
+import re
+from collections.abc import Iterator
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, MetaFile, Targets
+
+from agent.adapters.store import Missing, Store
+from agent.adapters.tuf_client import ALWAYS, METADATA, Chain, TufClient
+from agent.core.errors import TrustError
+from fleet.keyring import Keyring
+from fleet.stores import DeskStore
+
+METADATA_BYTES = 5_000_000  # as python-tuf's own limit for targets metadata
+
+
+def sight(store: Store, keyring: Keyring) -> TufClient:
+    """What a desk sees of a store, and remembers in `seen/`."""
+    return TufClient(keyring.folder / "seen", store, keyring.root(), check=lambda _: None)
+
+
+def see(store: Store, keyring: Keyring) -> Chain:
+    """The store's metadata, verified as a device does; from now on this desk believes nothing older."""
+    return sight(store, keyring).refresh(ALWAYS).chain
+
+
+def has(store: Store, key: str) -> bool:
+    """Whether something lies under this key."""
+    try:
+        store.stream(key).close()
+    except Missing:
+        return False
+    return True
+
+
+def read_page(store: Store, name: str, delegator: Targets, listed: MetaFile) -> tuple[bytes, Metadata[Targets]]:
+    """The metadata of a role or bin, as bytes and verified against snapshot and delegation."""
+    raw = store.read(f"{METADATA}{listed.version}.{name}.json", METADATA_BYTES)
+    try:
+        listed.verify_length_and_hashes(raw)
+        metadata = Metadata[Targets].from_bytes(raw)
+        delegator.verify_delegate(name, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError) as error:
+        raise TrustError(f"{name} metadata: {error}; look at the store") from error
+    return raw, metadata
+
+
+def numbers(store: DeskStore, name: str) -> Iterator[int]:
+    """The version numbers of a role's metadata that are taken in the store."""
+    form = re.compile(rf"{METADATA}([0-9]+)\.{re.escape(name)}\.json", re.ASCII)
+    yield from (int(key[1]) for key in map(form.fullmatch, store.keys(METADATA)) if key is not None)
