@@ -70,7 +70,7 @@ class Intake:
     def load(self) -> None:
         """Believe what the last refresh left, without a network."""
         try:
-            self.trusted = self.client.load()
+            self.trusted = self._kept(self.client.load())
         except (TransferError, TrustError) as error:
             self.store = StoreState(error=str(error))
 
@@ -82,7 +82,8 @@ class Intake:
         """
         async with self._polling:
             try:
-                self.trusted = await asyncio.to_thread(self.client.refresh, self.now())
+                trusted = await asyncio.to_thread(self.client.refresh, self.now())
+                self.trusted = await asyncio.to_thread(self._kept, trusted)
                 await asyncio.to_thread(self._take_grant, self.trusted)
                 await asyncio.to_thread(self._take_deployment, self.trusted)
             except EdgeError as error:
@@ -90,17 +91,26 @@ class Intake:
                 raise
             self.store = StoreState(last_sync=datetime.now(UTC), expires=self.trusted.expires)
 
-    def check(self, chain: Chain) -> None:
-        """The floor of versions, kept in the ledger before the metadata counts.
+    def check(self, chain: Chain) -> Floor:
+        """The floor of versions that this chain makes.
 
         Raises:
             TrustError: the repository is older than what was seen here.
         """
         old = self.ledger.get("trust", "floor", Floor) or Floor()
         found = seen(chain.root, chain.timestamp, chain.snapshot, chain.targets)
-        new = check_floor(old, found, issued_at(chain.timestamp))
-        if new != old:
+        return check_floor(old, found, issued_at(chain.timestamp))
+
+    def _kept(self, trusted: Trusted) -> Trusted:
+        """The metadata, once its floor is in the ledger.
+
+        That comes after the set is current: a floor above the set that lies here would be a device that believes
+        nothing until its next contact.
+        """
+        new = self.check(trusted.chain)
+        if new != self.ledger.get("trust", "floor", Floor):
             self.ledger.put_all([("trust", "floor", new)], precious=True)
+        return trusted
 
     async def receive(self, message: Message) -> None:
         """A deployment from the broker; returns when what it changed is on the disk."""
