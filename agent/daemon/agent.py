@@ -95,6 +95,7 @@ class Agent:
         self.steps = Steps(
             state / "models", store, int(limit * 1e6) if limit else None, self.ledger, keyring, self.runner,
             lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
+            settings.quota_mb,
         )  # fmt: skip
         self.changed: Board[int] = Board(0)
         self.reconcilers: dict[str, Reconciler] = {}
