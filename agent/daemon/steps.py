@@ -245,7 +245,7 @@ class Steps:
         """Where a release lies, sealed."""
         return self.folder / "weights" / f"{ref.name}.sealed"
 
-    def _delete(self, ref: Ref) -> None:
+    def _delete(self, ref: Ref) -> None:  # the ledger first: files that are left are strays at the next start
         trials = self.ledger.all("trial", TrialRecord)
         measured = [(("trial"), key, None) for key, trial in trials.items() if trial.place.ref == ref]
         self.ledger.put_all([("release", ref.digest, None), *measured], precious=True)
@@ -376,10 +376,12 @@ class Steps:
         known = {release.ref.name for release in self.ledger.all("release", ReleaseRecord).values()}
         records = self.ledger.all("slot", SlotRecord).values()
         wanted = {ref.name for record in records if (ref := record.desired)}
-        wanted |= {place.ref.name for record in records for place in record.good}
-        for path in (self.folder / "weights").glob("*.sealed*"):
-            if path.name.split(".sealed")[0] not in known | wanted:
-                path.unlink(missing_ok=True)
+        wanted |= {place.ref.name for record in records if (place := record.last_good)}
+        for path in self.folder.glob("*/*"):
+            name = path.name.split(".sealed")[0].removesuffix("_metadata.json").removesuffix("_config.yaml")
+            if name not in known | wanted and not name.startswith(files.TEMP):
+                with contextlib.suppress(OSError):  # a disk that refuses is told elsewhere
+                    path.unlink()
 
 
 def pour(opener: Opener, descriptors: list[int]) -> None:
