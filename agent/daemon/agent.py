@@ -240,7 +240,8 @@ class Agent:
         if self.settings.broker is None:
             return None
         births = (self.ledger.get("count", "birth", int) or 0) + 1
-        self.ledger.put("count", "birth", births)
+        with contextlib.suppress(TransferError):  # a disk that refuses is told, at the broker too
+            self.ledger.put("count", "birth", births)
         about = {"boot": self.boot, "birth": births, "agent": VERSION, "hardware": host.hardware()}
         return Link(
             self.settings.broker, self.settings.device, [self.settings.group], self.outbox,
