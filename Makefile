@@ -1,12 +1,13 @@
 # env   a virtual environment with what this machine can use
 # demo  the main job, from nothing, on embedded defaults (S3=1: with a real S3 server)
 # test  every test    check  ruff, mypy, layers    bench  the measured claims
+# every-write  a kill before every write of a device (make test: forty-odd of them)
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: env demo test check bench clean
+.PHONY: env demo test check bench clean every-write
 
 env: $(STAMP)
 
@@ -19,7 +20,12 @@ demo: env
 
 test: env
 	tools/mosquitto.sh
+	-tools/strace.sh
 	$(PYTHON) -m pytest $(TESTS)
+
+every-write: env
+	tools/strace.sh
+	EVERY_WRITE=all $(PYTHON) -m pytest -s tests/faults/test_every_write.py
 
 check: env
 	$(VENV)/bin/ruff check .
