@@ -2,12 +2,13 @@
 # demo  the main job, from nothing, on embedded defaults (S3=1: with a real S3 server)
 # test  every test    check  ruff, mypy, layers    bench  the measured claims
 # every-write  a kill before every write of a device (make test: forty-odd of them)
+# powercut  the power cut after every write of a device, in a User-Mode Linux guest: ten minutes
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: env demo test check bench clean every-write
+.PHONY: env demo test check bench clean every-write powercut
 
 env: $(STAMP)
 
@@ -26,6 +27,9 @@ test: env
 every-write: env
 	tools/strace.sh
 	EVERY_WRITE=all $(PYTHON) -m pytest -s tests/faults/test_every_write.py
+
+powercut: env
+	$(PYTHON) -m tests.system.powercut
 
 check: env
 	$(VENV)/bin/ruff check .

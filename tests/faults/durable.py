@@ -9,6 +9,7 @@
 import asyncio
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from agent.core.messages import Place
 from agent.core.records import Device, ReleaseRecord
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
+from agent.daemon import news
 from agent.daemon.agent import Agent
 from agent.daemon.settings import Settings, read_settings
 from agent.daemon.steps import Later, Success
@@ -111,17 +113,6 @@ def document_names(name):
 # --- the steps -----------------------------------------------------------------------------------------------------
 
 
-class Breaking(store.FileStore):
-    """A connection that ends in the middle."""
-
-    def stream(self, key, start=0, etag=None):
-        whole = super().stream(key, start, etag)
-        left = whole.size // 2 // CHUNK_BYTES
-        return store.Download(
-            whole.etag, whole.size, whole.start, (next(whole.pieces) for _ in range(left)), whole.close
-        )
-
-
 class Step:
     """One step: `day` is whose store it sees."""
 
@@ -134,10 +125,17 @@ async def contact(agent, world):
 
 
 async def half_a_fetch(agent, world):
-    whole, agent.steps._store = agent.steps._store, Breaking(world.then)
-    outcome = await agent.steps.act(SLOT, plan.Fetch(world.one), DEVICE)
+    """The connection ends in the middle."""
+    stream = store.FileStore.stream
+
+    def half(self, key, start=0, etag=None):
+        whole = stream(self, key, start, etag)
+        pieces = itertools.islice(whole.pieces, whole.size // 2 // CHUNK_BYTES)
+        return store.Download(whole.etag, whole.size, whole.start, pieces, whole.close)
+
+    with patch.object(store.FileStore, "stream", half):
+        outcome = await agent.steps.act(SLOT, plan.Fetch(world.one), DEVICE)
     assert isinstance(outcome, Later | Success), outcome  # whole already, where the run before was cut after it
-    agent.steps._store = whole
 
 
 async def _act(agent, step):
@@ -290,7 +288,6 @@ async def _work(world, state, begin, say):
 def start(settings):
     """A start of the agent, up to where it would contact its runner."""
     agent = Agent(settings)
-    agent.news._writer = Alone()
     agent._begin()
     return agent
 
@@ -324,6 +321,7 @@ def alone():
 
     with (
         patch.object(asyncio, "to_thread", inline),
+        patch.object(news, "ThreadPoolExecutor", Alone),
         patch.object(fetch, "RESERVE_BYTES", 0),
         patch.object(fetch, "SYNC_BYTES", SYNC_BYTES),
         patch.object(store, "CHUNK_BYTES", CHUNK_BYTES),
@@ -333,6 +331,9 @@ def alone():
 
 class Alone(Executor):
     """Runs what it is given at once."""
+
+    def __init__(self, *_):
+        pass
 
     def submit(self, call, *arguments):
         done = Future()
