@@ -1,13 +1,15 @@
 # env   a virtual environment with what this machine can use
 # demo  the main job, from nothing, on embedded defaults (S3=1: with a real S3 server)
 # test  every test    check  ruff, mypy, layers    bench  the measured claims
+# every-write  a kill before every write of a device (make test: forty-odd of them)
+# powercut  the power cut after every write of a device, in a User-Mode Linux guest: ten minutes
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
 PLANTS := tests/acceptance tests/attacks tests/faults tests/system
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: env demo test check bench clean
+.PHONY: env demo test check bench clean every-write powercut
 
 env: $(STAMP)
 
@@ -21,12 +23,20 @@ demo: env
 # What computes shares the cores, a file to each; what runs whole plants has the machine for itself.
 test: env
 	tools/mosquitto.sh
+	-tools/strace.sh
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(PLANTS))
 	$(PYTHON) -m pytest $(PLANTS)
 endif
+
+every-write: env
+	tools/strace.sh
+	EVERY_WRITE=all $(PYTHON) -m pytest -s tests/faults/test_every_write.py
+
+powercut: env
+	$(PYTHON) -m tests.system.powercut
 
 check: env
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-HEAD = "# Results\n\nWritten by the programs in this folder: `make bench`. A ratio's peer ran in the same minute.\n"
+HEAD = (
+    "# Results\n\nWritten by the programs in this folder, `make bench`, and by `make powercut`. "
+    "A ratio's peer ran in the same minute.\n"
+)
 CPUINFO = Path("/proc/cpuinfo")
 TREE_MODEL = Path("/sys/firmware/devicetree/base/model")
 

@@ -55,6 +55,14 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
     return database
 
 
+def read_only(serialized: bytes) -> sqlite3.Connection:
+    """A connection to what `serialize` gave, in memory, for reading alone."""
+    database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    database.deserialize(serialized[:18] + b"\1\1" + serialized[20:])  # these two say WAL, which is none in memory
+    database.execute("PRAGMA query_only = ON")
+    return database
+
+
 @contextmanager
 def saying_why(path: Path) -> Iterator[None]:
     """Turns an error of SQLite's into a TransferError with what, where and what to do."""

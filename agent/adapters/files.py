@@ -89,6 +89,15 @@ def remove_temps(folder: Path) -> None:
             left.unlink()
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether the disk takes no writes at all, as after an error that it does not trust itself with."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return False
+    except OSError as error:
+        return error.errno == errno.EROFS
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that this process may still write where `path` is, or would be."""
     place = path

@@ -5,7 +5,9 @@
 3. After a change that must not be lost (intent, counters, confirmations) a copy is kept beside the ledger. A ledger
    that is corrupt is moved aside, never deleted, and the copy takes its place: the last good release serves on. The
    copy takes the place of a ledger that is gone, too.
-4. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
+4. On a disk that can only be read the copy is read in its place, in memory: what was confirmed is served, and nothing
+   is changed.
+5. Writing blocks for a disk sync: the daemon does it in a thread. Reading has a connection of its own and never waits
    for a write.
 """
 
@@ -32,7 +34,7 @@ class Ledger:
     """Facts under (kind, key)."""
 
     def __init__(self, path: Path) -> None:
-        """Open the ledger, or the copy of it where it is corrupt or gone.
+        """Open the ledger, or the copy of it where it is corrupt or gone, or the disk can only be read.
 
         Raises:
             TransferError: the disk refuses; the ledger and its copy are as they were.
@@ -43,6 +45,14 @@ class Ledger:
         self._writing_lock, self._reading_lock = threading.Lock(), threading.Lock()
         with files.saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            copied = files.read_or_none(self.copy) if files.is_read_only(path.parent) else None
+        if copied:
+            self.trouble = (
+                f"{path}: the disk can only be read: what was confirmed serves, and nothing new is taken; "
+                "mend the disk, then restart the agent"
+            )
+            self._database, self._reader = database.read_only(copied), database.read_only(copied)
+            return
         self._database = self._open()
         try:
             self._reader = database.connect(self.path, SCHEMA)
@@ -57,7 +67,8 @@ class Ledger:
             with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as opened:
                 found = opened.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as error:
-            return str(error)
+            is_cut = error.sqlite_errorcode & database.PRIMARY == sqlite3.SQLITE_READONLY  # the next start finishes it
+            return "" if is_cut else str(error)
         return "" if found == "ok" else str(found)
 
     def close(self) -> None:

@@ -78,6 +78,8 @@ class Outbox:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._wake: Callable[[], object] = lambda: None
+        if files.is_read_only(path.parent):
+            path = Path(":memory:")  # what the disk does not take may still reach the broker
         self._path = path
         try:
             self._base = database.connect(path, TABLES)

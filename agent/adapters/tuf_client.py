@@ -154,7 +154,8 @@ class TufClient:
             folder: its own, on the disk; it is made when absent.
             store: where the repository lies.
             root: the root that was pinned at provisioning.
-            check: raises TrustError when a verified chain is below the floor, and keeps the floor durably.
+            check: raises TrustError when a verified chain is below the floor. The caller keeps the new floor, durably,
+                after the set became current.
 
         Raises:
             InputError: the pinned root is none.

@@ -95,6 +95,7 @@ class Agent:
         self.steps = Steps(
             state / "models", store, int(limit * 1e6) if limit else None, self.ledger, keyring, self.runner,
             lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
+            settings.quota_mb,
         )  # fmt: skip
         self.changed: Board[int] = Board(0)
         self.reconcilers: dict[str, Reconciler] = {}
@@ -239,7 +240,8 @@ class Agent:
         if self.settings.broker is None:
             return None
         births = (self.ledger.get("count", "birth", int) or 0) + 1
-        self.ledger.put("count", "birth", births)
+        with contextlib.suppress(TransferError):  # a disk that refuses is told, at the broker too
+            self.ledger.put("count", "birth", births)
         about = {"boot": self.boot, "birth": births, "agent": VERSION, "hardware": host.hardware()}
         return Link(
             self.settings.broker, self.settings.device, [self.settings.group], self.outbox,

@@ -6,7 +6,6 @@ is exit 78 (EX_CONFIG), which systemd does not cure by restarting.
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import json
 import logging
@@ -108,28 +107,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def serve(settings: Settings) -> None:
     """One life of the agent."""
-    with lock(settings.state):
-        agent = Agent(settings)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.stopping.set)
-        await agent.run()
+    lock(settings.state)
+    agent = Agent(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stopping.set)
+    await agent.run()
 
 
-@contextlib.contextmanager
-def lock(folder: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    """One agent for one state folder; raises InputError for the second."""
+def lock(folder: Path) -> None:
+    """Let one agent alone use a state folder until this process ends; raises InputError for the second.
+
+    The folder itself is locked: that works on a disk that can only be read, too.
+    """
     import fcntl  # noqa: PLC0415
 
     with files.saying_why(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder}: another agent runs with this state folder; stop it first") from error
-        yield
+        number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"{folder}: another agent runs with this state folder; stop it first") from error
 
 
 def status(arguments: argparse.Namespace) -> int:

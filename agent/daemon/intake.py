@@ -73,7 +73,7 @@ class Intake:
         """Believe what the last refresh left, without a network."""
         error = ""
         try:
-            self.trusted = self.client.load()
+            self.trusted = self._kept(self.client.load())
         except (TransferError, TrustError) as why:
             error = str(why)
         self._show_store(None, error)
@@ -86,7 +86,8 @@ class Intake:
         """
         async with self._polling:
             try:
-                self.trusted = await asyncio.to_thread(self.client.refresh, self.now())
+                trusted = await asyncio.to_thread(self.client.refresh, self.now())
+                self.trusted = await asyncio.to_thread(self._kept, trusted)
                 await asyncio.to_thread(self._take_grant, self.trusted)
                 await asyncio.to_thread(self._take_deployment, self.trusted)
             except EdgeError as error:
@@ -100,17 +101,26 @@ class Intake:
             last_sync=last_sync, expires=ends.get("timestamp"), error=error, expiring=expiring(ends, self.now())
         )
 
-    def check(self, chain: Chain) -> None:
-        """The floor of versions, kept in the ledger before the metadata counts.
+    def check(self, chain: Chain) -> Floor:
+        """The floor of versions that this chain makes.
 
         Raises:
             TrustError: the repository is older than what was seen here.
         """
         old = self.ledger.get("trust", "floor", Floor) or Floor()
         found = seen(chain.root, chain.timestamp, chain.snapshot, chain.targets)
-        new = check_floor(old, found, issued_at(chain.timestamp))
-        if new != old:
+        return check_floor(old, found, issued_at(chain.timestamp))
+
+    def _kept(self, trusted: Trusted) -> Trusted:
+        """The metadata, once its floor is in the ledger.
+
+        That comes after the set is current: a floor above the set that lies here would be a device that believes
+        nothing until its next contact.
+        """
+        new = self.check(trusted.chain)
+        if new != self.ledger.get("trust", "floor", Floor):
             self.ledger.put_all([("trust", "floor", new)], precious=True)
+        return trusted
 
     async def receive(self, message: Message) -> None:
         """A deployment from the broker; returns when what it changed is on the disk."""

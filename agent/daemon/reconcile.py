@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.adapters.ledger import Ledger
 from agent.core import plan
@@ -71,6 +71,7 @@ class Reconciler:
         self._tries: Counter[Ref] = Counter()
         self._misses: Counter[Place] = Counter()
         self._probes: Counter[Place] = Counter()
+        self._lacks_room: Ref | None = None  # a release that was refused for that: the way back makes room for it
         self._judged_out: set[Place] = set()  # missed a gate in this soak; the planner moves away from it
 
     async def run(self) -> None:
@@ -85,7 +86,10 @@ class Reconciler:
             await self._note_incidents(facts.slot(self.slot).incidents, device)
             record = self._record()
             seen = self._observe(record, facts, device)
-            step = plan.next_step(desired_of(record, self.swap(self.slot)), seen, time.monotonic())
+            desired = desired_of(record, self.swap(self.slot))
+            if desired.release is not None and desired.release == self._lacks_room:
+                desired = replace(desired, keep=frozenset())
+            step = plan.next_step(desired, seen, time.monotonic())
             if await self._misses_a_gate(seen.serving, record, device):
                 continue
             if step is None or isinstance(step, plan.Wait):
@@ -140,6 +144,8 @@ class Reconciler:
     async def _learn(self, step: plan.Step, outcome: Outcome, device: Device) -> None:
         """Turn an outcome into facts."""
         ref = ref_of(step)
+        if isinstance(step, plan.Fetch):
+            self._lacks_room = ref if isinstance(outcome, Later) and outcome.lacks_room else None
         if isinstance(outcome, Success):
             self._tries.pop(ref, None)
             if isinstance(step, plan.Confirm):  # chances are counted between two confirmations, not over months

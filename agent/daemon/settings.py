@@ -55,6 +55,7 @@ class Settings(Document):
     broker: BrokerSettings | None = None
     state_folder: str = "/var/lib/edge-agent"
     run_folder: str = "/run/edge-agent"
+    quota_mb: Annotated[float, Meta(gt=0)] | None = None
     runner: RunnerSettings = RunnerSettings()
     slots: Mapping[str, SlotSettings] = field(default_factory=dict)
     health_s: Seconds = 30.0

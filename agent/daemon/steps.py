@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.adapters import files, memory_file
-from agent.adapters.fetch import Mismatch, fetch
+from agent.adapters.fetch import Mismatch, NoRoom, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Store
 from agent.adapters.tuf_client import TargetInfo, Trusted
@@ -47,6 +47,7 @@ class Later:
     """Not now; the reason is shown, and it is tried again."""
 
     reason: str
+    lacks_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Steps:
     runner: RunnerLink
     trusted: Callable[[], Trusted | None]
     hold_s: Callable[[str], float]
+    quota_mb: float | None = None
 
     def __post_init__(self) -> None:
         self.progress: dict[str, Progress] = {}
@@ -93,7 +95,7 @@ class Steps:
         except TrustError as error:
             return Never(Failure(kind=Kind.TRUST, reason=str(error)))
         except TransferError as error:
-            return Later(str(error))
+            return Later(str(error), isinstance(error, NoRoom))
         except BackendError as error:
             return Never(Failure(kind=error.kind, reason=str(error)))
         except InputError as error:
@@ -145,6 +147,7 @@ class Steps:
         with files.saying_why(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
         progress.total = info.length
+        self._require_quota(ref)
 
         def count(done: int) -> None:
             progress.done = done
@@ -158,6 +161,18 @@ class Steps:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
         self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=to_tree(listing)))
+
+    def _require_quota(self, ref: Ref) -> None:
+        """Raises NoRoom where what is kept and what every slot fetches now are more than the quota."""
+        known = self.ledger.all("release", ReleaseRecord).values()
+        kept = {one.ref.name: one.size / 1e6 for one in known if one.ref != ref}
+        coming = sum(one.total for one in self.progress.values()) / 1e6
+        if self.quota_mb is not None and coming + sum(kept.values()) > self.quota_mb:
+            names = ", ".join(f"{name} {size:.1f}" for name, size in kept.items()) or "nothing"
+            raise NoRoom(
+                f"{ref.name}: {coming:.1f} MB are to come and {sum(kept.values()):.1f} MB are kept ({names}), "
+                f"more than the quota_mb of {self.quota_mb:.1f} in agent.yaml: raise it, or deploy a smaller release"
+            )
 
     def _listed(self, ref: Ref) -> TargetInfo:
         trusted = self.trusted()
@@ -230,7 +245,7 @@ class Steps:
         """Where a release lies, sealed."""
         return self.folder / "weights" / f"{ref.name}.sealed"
 
-    def _delete(self, ref: Ref) -> None:
+    def _delete(self, ref: Ref) -> None:  # the ledger first: files that are left are strays at the next start
         trials = self.ledger.all("trial", TrialRecord)
         measured = [(("trial"), key, None) for key, trial in trials.items() if trial.place.ref == ref]
         self.ledger.put_all([("release", ref.digest, None), *measured], precious=True)
@@ -361,10 +376,12 @@ class Steps:
         known = {release.ref.name for release in self.ledger.all("release", ReleaseRecord).values()}
         records = self.ledger.all("slot", SlotRecord).values()
         wanted = {ref.name for record in records if (ref := record.desired)}
-        wanted |= {place.ref.name for record in records for place in record.good}
-        for path in (self.folder / "weights").glob("*.sealed*"):
-            if path.name.split(".sealed")[0] not in known | wanted:
-                path.unlink(missing_ok=True)
+        wanted |= {place.ref.name for record in records if (place := record.last_good)}
+        for path in self.folder.glob("*/*"):
+            name = path.name.split(".sealed")[0].removesuffix("_metadata.json").removesuffix("_config.yaml")
+            if name not in known | wanted and not name.startswith(files.TEMP):
+                with contextlib.suppress(OSError):  # a disk that refuses is told elsewhere
+                    path.unlink()
 
 
 def pour(opener: Opener, descriptors: list[int]) -> None:

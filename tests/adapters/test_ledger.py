@@ -1,10 +1,13 @@
 """What the device knows of itself, after a damaged file, a full disk and a hand that deleted it."""
 
 import resource
-from contextlib import contextmanager, suppress
+import shutil
+import sqlite3
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
+from agent.adapters import files
 from agent.adapters.ledger import Ledger
 from agent.core.documents import Document
 from agent.core.errors import TransferError
@@ -181,6 +184,33 @@ def test_the_copy_takes_the_place_of_a_ledger_that_is_gone(path, is_empty):
     says, trouble = recalled(path)
     assert says == "intent"
     assert "gone" in trouble
+    assert recalled(path) == ("intent", "")
+
+
+def test_a_ledger_that_a_cut_left_unfinished_is_not_called_damaged(path):
+    """What the next start finishes by itself is no damage: `edge-agent doctor` does not frighten."""
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+        base.execute("PRAGMA cache_size = 1")
+        base.execute("CREATE TABLE old (body)")
+        base.execute("BEGIN")
+        base.executemany("INSERT INTO old VALUES (?)", [(NOISE,)] * 100)
+        cut = shutil.copytree(path.parent, path.parent.with_name("cut")) / path.name
+    assert cut.with_name("ledger.db-journal").stat().st_size
+    assert Ledger.examine(cut) == ""
+    assert recalled(cut) == (None, "")
+
+
+def test_a_disk_that_can_only_be_read_has_its_facts_read(path, monkeypatch):
+    """The copy speaks for the ledger; nothing is changed, and the trouble is told."""
+    remember(path)
+    monkeypatch.setattr(files, "is_read_only", lambda folder: True)
+    with opened(path) as ledger:
+        assert ledger.get("intent", "a", Fact) == Fact(says="intent")
+        with pytest.raises(TransferError, match="readonly"):
+            ledger.put("intent", "a", Fact(says="new"))
+        assert "can only be read" in ledger.trouble
+    monkeypatch.undo()
     assert recalled(path) == ("intent", "")
 
 
