@@ -2,27 +2,34 @@
 
     root.json                    the root that everything is verified against
     roles/{role}-{n}.pem         private signing keys (PKCS #8)
-    groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made
+    groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made, best with a passphrase
     groups/{group}/{epoch}.pub   its public half: what a publisher needs
+    devices/{group}/{device}.pub public key of a device: only where grants are made (provisioning/register.py)
     seen/                        the newest metadata this desk has seen, against rollback
 
 A key that is needed and not here is the user's to bring: the error says which file. Keys are never overwritten
 (provisioning/keys.py writes them).
 """
 
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from getpass import getpass
 from pathlib import Path
 from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from securesystemslib.signer import CryptoSigner
 
 from agent.core.errors import InputError
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)  # as agent.yaml and the scope of a command allow
+LOCKED = b"ENCRYPTED"  # in the first line of a PEM file with a passphrase
 RESERVED = frozenset({"groups"})  # a level of the MQTT topics
 
 
@@ -106,6 +113,11 @@ class Keyring:
         found = {epoch: private_key(path) for epoch, path in self._epochs(group, "pem").items()}
         return found or self._unknown(group)
 
+    def passphrase(self, group: str, epoch: int) -> str | None:
+        """What locks the private key of an epoch; None where nothing does. Raises InputError where it is not given."""
+        path = self._epochs(group, "pem")[epoch]
+        return ask(path, "passphrase") if LOCKED in read(path, "bring the key") else None
+
     def _files(self, role: str) -> list[Path]:
         return sorted((self.folder / "roles").glob(f"{role}-[0-9].pem"))
 
@@ -136,9 +148,9 @@ def check_word(kind: str, word: str) -> str:
 def signer(path: Path) -> CryptoSigner:
     """The signing key in a file; raises InputError as `private_key`."""
     try:
-        return CryptoSigner(load_pem_private_key(read(path, "bring the key"), password=None))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
+        return CryptoSigner(unlock(path, read(path, "bring the key")))
+    except ValueError as error:
+        raise InputError(f"{path}: not a signing key: {error}") from error
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -147,13 +159,44 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         InputError: it cannot be read, or is another kind of key.
     """
-    try:
-        key = load_pem_private_key(read(path, "bring the key"), password=None)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not an unencrypted private key (PKCS #8 PEM): {error}") from error
+    key = unlock(path, read(path, "bring the key"))
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError(f"{path}: not a P-256 key; make it with edge-provision")
     return key
+
+
+def unlock(path: Path, content: bytes) -> PrivateKeyTypes:
+    """The private key in a PEM file.
+
+    Raises:
+        InputError: it is none, or its passphrase is missing or wrong.
+    """
+    secret = ask(path, "passphrase").encode() if LOCKED in content else None
+    try:
+        return load_pem_private_key(content, secret)
+    except (ValueError, TypeError) as error:
+        what = f"not a private key (PKCS #8 PEM): {error}" if secret is None else "wrong passphrase"
+        raise InputError(f"{path}: {what}") from error
+
+
+def ask(where: Path, what: str) -> str:
+    """A secret, from the environment or the terminal.
+
+    Raises:
+        InputError: it is not in the environment, and there is nobody to ask.
+    """
+    variable = f"EDGE_KEY_{what.upper()}"
+    if variable in os.environ:
+        return os.environ[variable]
+    if not sys.stdin.isatty():
+        raise InputError(f"{where}: needs its {what}; set {variable}, or run this on a terminal")
+    return typed(f"{what} of {where}: ")
+
+
+@cache
+def typed(prompt: str) -> str:
+    """What the user types, unseen; asked for once."""
+    return getpass(prompt)
 
 
 def public_key(path: Path) -> ec.EllipticCurvePublicKey:

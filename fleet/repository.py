@@ -34,6 +34,7 @@ from agent.core.errors import InputError, TrustError
 from agent.core.release import Ref
 from agent.trust.floor import ISSUED_AT
 from agent.trust.listing import target_path
+from agent.trust.policy import POLICY_PATH, WITHDRAWN_PATH
 from fleet.keyring import ROLES, Keyring
 from fleet.stores import DeskStore, Exists
 
@@ -41,7 +42,7 @@ S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 
 PATHS: Mapping[str, list[str]] = {
     "releases": ["releases/*"],
-    "deployments": ["deployments/*"],
+    "deployments": ["deployments/*", WITHDRAWN_PATH],
     "operators": [],  # these four lend their keys to signed documents and list nothing
     "operators-critical": [],
     "controller": [],
@@ -129,7 +130,12 @@ class Repository:
 
     def find(self, path: str) -> TargetFile | None:
         """What a role lists at this path."""
-        return self.roles[role_of(path)].signed.targets.get(path)
+        return self._listing(path).signed.targets.get(path)
+
+    def paths(self, prefix: str) -> tuple[str, ...]:
+        """Every path that its role lists under a prefix, sorted."""
+        targets = self._listing(prefix).signed.targets
+        return tuple(sorted(path for path in targets if path.startswith(prefix)))
 
     def read(self, path: str, limit: int) -> bytes:
         """The content of a listed target; raises TrustError where it is not what was signed."""
@@ -146,9 +152,12 @@ class Repository:
     def add(self, target: TargetFile, content: bytes | BinaryIO) -> None:
         """Uploads a blob; it is listed with the next `publish`."""
         self.store.write(key_of(target), content)
-        role = role_of(target.path)
-        self.roles[role].signed.targets[target.path] = target
-        self._changed.add(role)
+        self.relist(target)
+
+    def relist(self, target: TargetFile) -> None:
+        """Lists a target whose bytes lie there already, with the next `publish`."""
+        self._listing(target.path).signed.targets[target.path] = target
+        self._changed.add(role_of(target.path))
 
     def publish(self, now: datetime) -> None:
         """Signs and uploads everything that changed; readers see it when this returns.
@@ -169,6 +178,10 @@ class Repository:
         """Renews timestamp and snapshot, and the listing roles that expire soon and whose keys are here."""
         self._changed |= {role for role in LISTING_ROLES if self.roles[role].signed.expires < now + RENEW}
         self.publish(now)
+
+    def _listing(self, path: str) -> Metadata[Targets]:
+        role = role_of(path)
+        return self.targets if role == "targets" else self.roles[role]
 
     def _number_from_zero(self) -> None:
         """The first upload makes every version 1."""
@@ -290,7 +303,8 @@ def key_of(target: TargetFile) -> str:
 
 def role_of(path: str) -> str:
     """The role that lists a path."""
-    return path.split("/", 1)[0]
+    own = {POLICY_PATH: "targets", WITHDRAWN_PATH: "deployments"}
+    return own.get(path, path.split("/", 1)[0])
 
 
 def expiries(repository: Repository) -> Iterable[tuple[str, datetime]]:
