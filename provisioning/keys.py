@@ -4,11 +4,20 @@ Private keys are PKCS #8 files with mode 0600, written durably before anything t
 desk that uses it: a folder that holds all of them is for trying things out.
 """
 
+import os
+import sys
 from collections.abc import Iterable
+from getpass import getpass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from securesystemslib.signer import CryptoSigner
 
 from agent.adapters.files import write_durably
@@ -36,7 +45,7 @@ def init_keys(folder: Path) -> Keyring:
     return Keyring(folder)
 
 
-def init_group(keyring: Keyring, group: str) -> int:
+def init_group(keyring: Keyring, group: str, passphrase: str | None = None) -> int:
     """The first epoch of a new group: 1.
 
     Raises:
@@ -44,24 +53,42 @@ def init_group(keyring: Keyring, group: str) -> int:
     """
     if check_word("group", group) in keyring.groups():
         raise InputError(f"group {group}: it has keys already, and they are kept")
-    return add_epoch(keyring, group, 1)
+    return add_epoch(keyring, group, 1, passphrase)
 
 
-def add_epoch(keyring: Keyring, group: str, epoch: int) -> int:
-    """Writes the keys of one epoch of a group."""
+def new_passphrase() -> str:
+    """A passphrase for new keys: from the environment, or typed twice.
+
+    Raises:
+        InputError: there is none, or it was typed in two ways.
+    """
+    variable = "EDGE_KEY_PASSPHRASE"
+    found = os.environ.get(variable)
+    if found is None and sys.stdin.isatty():
+        found = getpass("passphrase for the new keys: ")
+        if found != getpass("the same again: "):
+            raise InputError("the two are not the same; nothing was made")
+    if not found:
+        raise InputError(f"a passphrase is needed: set {variable}, or run this on a terminal; nothing was made")
+    return found
+
+
+def add_epoch(keyring: Keyring, group: str, epoch: int, passphrase: str | None = None) -> int:
+    """Writes the keys of one epoch of a group, the private one locked where a passphrase is given."""
     folder = keyring.folder / "groups" / group
     private, public = folder / f"{epoch}.pem", folder / f"{epoch}.pub"
     refuse_existing([private, public])
     make_folder(folder)
     key = ec.generate_private_key(CURVE)
-    write_new(private, private_pem(key), PRIVATE)
+    write_new(private, private_pem(key, passphrase), PRIVATE)
     write_new(public, public_pem(key.public_key()), PUBLIC)
     return epoch
 
 
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: str | None = None) -> bytes:
     """The key as PKCS #8."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    lock = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
