@@ -5,14 +5,16 @@ import shutil
 import pytest
 import yaml
 
+from agent.core.documents import to_json
 from agent.core.errors import InputError, TrustError
-from agent.core.intent import WaveAction
+from agent.core.intent import WITHDRAWN_TYPE, WaveAction, Withdrawn
 from agent.trust.deployment import Taken, believe_deployment
 from agent.trust.listing import target_path
 from agent.trust.policy import POLICY_BYTES, WITHDRAWN_BYTES, believe_withdrawn, read_policy
 from fleet import cli
 from fleet.deploy import deploy, propose, put_out, steer, users_of
 from fleet.keyring import Keyring
+from fleet.pending import Pending
 from fleet.policy import current_policy, current_withdrawn, propose_withdrawal, put_withdrawal, set_policy
 from fleet.signing import signed, words
 from tests.fleet.desk import MINUTE, NEW, NOW, OLD, OTHER, Desk
@@ -246,8 +248,10 @@ def test_two_lists_at_one_time_lose_nothing(desk):
     desk.publish(OLD)
     slow = signed(propose_withdrawal(desk.repository, OLD, "x", NOW), desk.keyring, "operators-critical")
     withdraw(desk, NEW)
-    with pytest.raises(InputError, match="make it anew"):
-        put_withdrawal(desk.repository, slow, NOW)
+    shorter = Pending(kind=WITHDRAWN_TYPE, payload=to_json(Withdrawn(counter=99, releases=())))
+    for other in (slow, signed(shorter, desk.keyring, "operators-critical")):
+        with pytest.raises(InputError, match="make it anew"):
+            put_withdrawal(desk.repository, other, NOW)
     assert {ref.name for ref in current_withdrawn(desk.load())} == {NEW}
 
 
