@@ -116,10 +116,17 @@ def put_out(repository: Repository, keyring: Keyring, rollout: Pending, now: dat
     """
     said = from_json(Rollout, rollout.payload, "rollout")
     last = current(repository, said.group, now)
-    if last is not None and last.rollout.counter >= said.counter:
-        raise InputError(f"group {said.group}: another rollout was published since this one was made; make it anew")
-    wave = next_wave(said.group, rollout.payload, min(said.shares), WaveAction.RUN, last, now)
+    is_late = last is not None and last.rollout.counter >= said.counter
+    if is_late or any(move.start not in {start_of(last, slot), None} for slot, move in said.slots.items()):
+        raise InputError(f"group {said.group}: something else was deployed since this rollout was made; make it anew")
+    check_way(repository, said, WaveAction.RUN)
+    wave = next_wave(said.group, rollout.payload, first_share(said), WaveAction.RUN, last, now)
     return stand(repository, keyring, enveloped(rollout), wave, now, last)
+
+
+def first_share(rollout: Rollout) -> float:
+    """The share that a rollout begins with."""
+    return min(rollout.shares, default=1.0)
 
 
 def check_readable(repository: Repository, release: str, group: str) -> None:

@@ -13,7 +13,7 @@ from agent.core.documents import from_json
 from agent.core.errors import InputError, TrustError
 from agent.core.intent import Policy, Rollout, WaveAction
 from fleet import terminal
-from fleet.deploy import SOAK_S, propose, put_out, steer, users_of
+from fleet.deploy import SOAK_S, first_share, propose, put_out, steer, users_of
 from fleet.keyring import Keyring, read
 from fleet.options import add_broker, add_repository, broker, repository
 from fleet.pending import Pending, read_pending, write_pending
@@ -99,7 +99,7 @@ def run_rollout(options: Namespace) -> None:
     announce(options, said.group, pair)
     for slot, move in said.slots.items():
         if move.goal != move.start:
-            terminal.say(f"{said.group}: {slot} moves to {move.goal}, share {min(said.shares):g}")
+            terminal.say(f"{said.group}: {slot} moves to {move.goal}, share {first_share(said):g}")
 
 
 def sign_rollout(found: Repository, options: Namespace) -> Pending:

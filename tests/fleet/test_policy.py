@@ -179,6 +179,24 @@ def test_what_was_overtaken_is_not_published(desk):
         put_out(desk.repository, desk.keyring, rollout, NOW)
 
 
+def test_a_wave_in_between_makes_a_pending_rollout_stale(desk):
+    """It names where devices came from, and that is another release now."""
+    moved(desk, OLD)
+    moved(desk, NEW, share=0.1)
+    rollout = signed(propose(desk.repository, "g1", "face", NEW, 1.0, soak_s=1, now=NOW), desk.keyring, "operators")
+    steer(desk.repository, desk.keyring, "g1", WaveAction.RUN, 1.0, now=NOW)
+    with pytest.raises(InputError, match="make it anew"):
+        put_out(desk.repository, desk.keyring, rollout, NOW)
+
+
+def test_what_was_withdrawn_in_between_is_not_published(desk):
+    """A rollout that lay in a drawer does not bring a bad release back."""
+    rollout = signed(propose(desk.repository, "g1", "face", NEW, 1.0, soak_s=1, now=NOW), desk.keyring, "operators")
+    withdraw(desk, NEW)
+    with pytest.raises(InputError, match=f"{NEW} was withdrawn"):
+        put_out(desk.repository, desk.keyring, rollout, NOW)
+
+
 def test_a_role_signs_its_own_documents_alone(desk):
     """An operator withdraws nothing."""
     listed = propose_withdrawal(desk.repository, NEW, "sees ghosts", NOW)
