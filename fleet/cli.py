@@ -1,4 +1,4 @@
-"""`edge-fleet`: the operator's desk on the command line."""
+"""`edge-fleet`: the operator's desk on the command line. What should run, and who says so: intent_cli.py."""
 
 import sys
 import uuid
@@ -12,22 +12,22 @@ from rich.table import Table
 from agent.adapters.broker import device_topic, group_topic
 from agent.core.documents import from_json
 from agent.core.errors import InputError, TransferError
-from agent.core.intent import Reply, Verb, WaveAction
+from agent.core.intent import Reply, Verb
 from agent.trust.expiry import expiring
 from fleet import terminal
-from fleet.broker import Broker, broker_at
-from fleet.deploy import LIFETIME, SOAK_S, deploy, sign_command, steer
+from fleet.broker import Broker
+from fleet.deploy import LIFETIME, sign_command
+from fleet.intent_cli import add_intent
 from fleet.keyring import Keyring, check_word
+from fleet.options import add_broker, add_repository, broker, repository, seconds
 from fleet.publish import newest_publics, publish
-from fleet.repository import Overtaken, Repository, expiries
-from fleet.stores import open_store
+from fleet.repository import Overtaken, expiries
 from fleet.watch import Fleet
 
 LAST_WORDS = frozenset({"done", "failed", "rejected", "expired"})
 REPLY_S = 60.0  # `--wait`: a sync over a bad link
 PAINT_S = 0.5
 REFRESHES = 3  # tries, where another desk publishes at the same moment
-LONGEST_S = 365 * 24 * 3600.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,23 +51,7 @@ def make_parser() -> ArgumentParser:
     add_repository(one)
     one.set_defaults(act=run_list)
 
-    one = commands.add_parser("rollout", help="move a slot of a group to a release")
-    one.add_argument("--group", required=True)
-    one.add_argument("--slot", help="default: the release's task")
-    one.add_argument("--release", required=True)
-    one.add_argument("--share", type=float, default=1.0, help="part of the group that begins, 0 to 1 (default 1)")
-    one.add_argument("--soak", type=float, default=SOAK_S, metavar="SECONDS", help="watched so long (default 600)")
-    add_repository(one)
-    add_broker(one, required=False)
-    one.set_defaults(act=run_rollout)
-
-    one = commands.add_parser("wave", help="widen, pause, halt or revert the rollout that stands")
-    one.add_argument("action", choices=[action.value for action in WaveAction])
-    one.add_argument("--group", required=True)
-    one.add_argument("--share", type=float, help="one of the rollout's shares; default: as it is")
-    add_repository(one)
-    add_broker(one, required=False)
-    one.set_defaults(act=run_wave)
+    add_intent(commands)
 
     one = commands.add_parser("command", help="ask a device or a group for something, once")
     one.add_argument("verb", choices=[verb.value for verb in Verb])
@@ -90,31 +74,6 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def seconds(text: str) -> float:
-    """A time span that can be waited for."""
-    span = float(text)
-    if not 0 < span <= LONGEST_S:
-        raise ValueError(text)
-    return span
-
-
-def add_repository(parser: ArgumentParser) -> None:
-    """The options of commands that work on the repository."""
-    parser.add_argument("--store", required=True, help="s3://bucket/prefix or file:///path")
-    parser.add_argument("--endpoint", help="URL of an S3-compatible server")
-    parser.add_argument("--ca", help="PEM file with the authorities to trust, for store and broker")
-    parser.add_argument("--keys", type=Path, required=True, help="folder with the keys of this desk")
-
-
-def add_broker(parser: ArgumentParser, *, required: bool) -> None:
-    """The options of commands that speak to devices."""
-    parser.add_argument("--broker", required=required, help="mqtt://host:port or mqtts://host:port")
-    parser.add_argument("--cert", help="PEM file: this desk's certificate, with --key")
-    parser.add_argument("--key", help="PEM file: its private key")
-    if not any(action.dest == "ca" for action in parser._actions):  # noqa: SLF001  argparse has no question for it
-        parser.add_argument("--ca", help="PEM file with the authorities to trust")
-
-
 def add_command(parser: ArgumentParser) -> None:
     """The options of commands to devices."""
     whom = parser.add_mutually_exclusive_group(required=True)
@@ -126,17 +85,6 @@ def add_command(parser: ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, required=True, help="folder with the operators' key")
     add_broker(parser, required=True)
     parser.set_defaults(act=run_command)
-
-
-def repository(options: Namespace) -> Repository:
-    """The repository that the options name, verified."""
-    store = open_store(options.store, endpoint=options.endpoint, ca=options.ca)
-    return Repository.load(store, Keyring(options.keys))
-
-
-def broker(options: Namespace) -> Broker:
-    """The broker that the options name."""
-    return Broker(broker_at(options.broker, options.ca, options.cert, options.key))
 
 
 def run_publish(options: Namespace) -> None:
@@ -169,41 +117,6 @@ def run_list(options: Namespace) -> None:
         left = expires - now
         state = f"expires in {left.days} d {left.seconds // 3600} h" if left > timedelta(0) else "has EXPIRED"
         terminal.say(f"{role}: {state}")
-
-
-def run_rollout(options: Namespace) -> None:
-    """`rollout`."""
-    found = repository(options)
-    slot = options.slot or task_of(found, options.release)
-    pair = deploy(
-        found, found.keyring, options.group, slot, options.release, options.share,
-        soak_s=options.soak, now=terminal.now(),
-    )  # fmt: skip
-    announce(options, pair)
-    terminal.say(f"{options.group}: {slot} moves to {options.release}, share {options.share:g}")
-
-
-def run_wave(options: Namespace) -> None:
-    """`wave`."""
-    found = repository(options)
-    pair = steer(found, found.keyring, options.group, WaveAction(options.action), options.share, now=terminal.now())
-    announce(options, pair)
-    terminal.say(f"{options.group}: {options.action}")
-
-
-def task_of(found: Repository, release: str) -> str:
-    """The slot that a release is made for."""
-    found.ref(release)
-    target = found.find(f"releases/{release}.sealed")
-    return str(target.custom["task"]) if target is not None and target.custom else ""
-
-
-def announce(options: Namespace, pair: bytes) -> None:
-    """Tells devices at once what stands; without a broker they find it at their next poll."""
-    if options.broker is None:
-        return
-    with broker(options) as link:
-        link.publish(group_topic(options.group, "deployment"), pair, retain=True)
 
 
 def run_command(options: Namespace) -> None:

@@ -3,8 +3,9 @@
     root.json                    the root that everything is verified against
     roles/{role}-{n}.pem         private signing keys (PKCS #8, with a passphrase or without)
     roles/{role}-{n}.json        keys that are elsewhere: in a token, a service, at another desk (fleet/signers.py)
-    groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made
+    groups/{group}/{epoch}.pem   private key of a group's epoch: only where grants are made, best with a passphrase
     groups/{group}/{epoch}.pub   its public half: what a publisher needs
+    devices/{group}/{device}.pub public key of a device: only where grants are made (provisioning/register.py)
     seen/                        the newest metadata this desk has seen, against rollback
     pending/                     what this desk began and others must sign, too (fleet/pending.py)
 
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.signer import Key, Signer
 
 from agent.core.errors import InputError
-from fleet.signers import public_at, signer_at, unlock
+from fleet.signers import ask, is_locked, public_at, signer_at, unlock
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)  # as agent.yaml and the scope of a command allow
 FILE = re.compile(r"(?P<role>.+)-(?P<number>[0-9]{1,6})\.(?:pem|json)", re.ASCII)
@@ -137,6 +138,11 @@ class Keyring:
         """
         found = {epoch: private_key(path) for epoch, path in self._epochs(group, "pem").items()}
         return found or self._unknown(group)
+
+    def passphrase(self, group: str, epoch: int) -> str | None:
+        """What locks the private key of an epoch; None where nothing does. Raises InputError where it is not given."""
+        path = self._epochs(group, "pem")[epoch]
+        return ask(path, "passphrase") if is_locked(read(path, "bring the key")) else None
 
     def _epochs(self, group: str, suffix: str) -> Mapping[int, Path]:
         folder = self.folder / "groups" / check_word("group", group)

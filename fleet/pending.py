@@ -25,7 +25,7 @@ class Unfinished(InputError):  # noqa: N818  an answer: nothing is wrong, others
 class Pending(Document):
     """What waits."""
 
-    kind: str  # whose signatures are asked for: a TUF role
+    kind: str  # what is signed: the metadata of a TUF role, or the payload type of a document
     payload: bytes
     signatures: tuple[EnvelopeSignature, ...] = ()
 

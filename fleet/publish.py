@@ -1,7 +1,8 @@
 """Publishing seals a checked release once and lists it under its name for ever.
 
 1. One name is one set of bytes: a name that is listed is refused, whatever its bytes are.
-2. The content key is random, wrapped to the newest epoch of each group, and then forgotten.
+2. The content key is random, wrapped to the newest epoch of each group, and then forgotten. A desk that missed a
+   group's new epoch is told so: what it seals for the old one, a device that was taken out could open.
 3. The sealed bytes are spooled to a file, because they are named by their digest.
 """
 
@@ -21,6 +22,7 @@ from agent.core.errors import InputError
 from agent.core.release import Metadata, Ref
 from agent.trust.listing import FORMAT, Listing, Wrap, target_path
 from agent.trust.sealing import SealedPart, seal
+from fleet.deploy import newest_epoch
 from fleet.keyring import Keyring
 from fleet.repository import Repository, listed
 from fleet.sealing import best_group, wrap_key
@@ -79,6 +81,7 @@ def publish(repository: Repository, checked: Checked, groups: Publics, *, now: d
         )
     if not groups:
         raise InputError("no group to publish for; make one with `edge-provision group init`")
+    check_epochs(repository, groups, now)
     contents = contents_of(checked)
     parts = [describe(name, content) for name, content in contents.items()]
     key = Cobblestone256Encryptor.generate_key()
@@ -93,6 +96,17 @@ def publish(repository: Repository, checked: Checked, groups: Publics, *, now: d
         tell("upload", length, length)
     repository.publish(now)
     return Ref(name=checked.name, digest=digest)
+
+
+def check_epochs(repository: Repository, groups: Publics, now: datetime) -> None:
+    """Raises InputError where a group has a newer epoch than is known here."""
+    for group, epoch in groups:
+        newest = newest_epoch(repository, group, now)
+        if newest > epoch:
+            raise InputError(
+                f"group {group}: is at epoch {newest}, this desk knows {epoch}; copy groups/{group}/{newest}.pub from "
+                "the desk that enrols devices"
+            )
 
 
 def newest_publics(keyring: Keyring, groups: Iterable[str]) -> Publics:

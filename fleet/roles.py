@@ -17,6 +17,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, SuccinctRoles, Targets
 
 from agent.core.errors import InputError
+from agent.trust.policy import WITHDRAWN_PATH
 from fleet.keyring import ROLES, Keyring, check_word
 
 TOP = ("root", "targets", "snapshot", "timestamp")
@@ -24,7 +25,7 @@ OFFLINE = frozenset({"root", "targets"})  # their keys need not be where a chang
 GENERAL = "releases"  # lists what no team's role owns
 PATHS: Mapping[str, list[str]] = {
     "releases": ["releases/*"],
-    "deployments": ["deployments/*"],
+    "deployments": ["deployments/*", WITHDRAWN_PATH],
     "operators": [],  # these four lend their keys to signed documents and list nothing
     "operators-critical": [],
     "controller": [],

@@ -45,6 +45,7 @@ def make_grant(
     keys: Mapping[int, ec.EllipticCurvePrivateKey],
     public: ec.EllipticCurvePublicKey,
     signers: Iterable[Signer],
+    counter: int = 0,
 ) -> bytes:
     """The signed grant of a group's epoch keys to the device that holds the private half of `public`."""
     sealed = tuple(
@@ -53,7 +54,7 @@ def make_grant(
         )
         for epoch, key in sorted(keys.items())
     )
-    return make_envelope(to_json(Grant(device=device, group=group, keys=sealed)), GRANT_TYPE, signers)
+    return make_envelope(to_json(Grant(device=device, group=group, keys=sealed, counter=counter)), GRANT_TYPE, signers)
 
 
 def private_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:

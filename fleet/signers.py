@@ -96,13 +96,17 @@ def unlock(path: Path, content: bytes) -> PrivateKeyTypes:
     Raises:
         InputError: it is none, or its passphrase is missing or wrong.
     """
-    locked = b"ENCRYPTED" in content
-    secret = ask(path, "passphrase").encode() if locked else None
+    secret = ask(path, "passphrase").encode() if is_locked(content) else None
     try:
         return load_pem_private_key(content, secret)
     except (ValueError, TypeError) as error:
-        what = "wrong passphrase" if locked else f"not a private key (PKCS #8 PEM): {error}"
+        what = "wrong passphrase" if is_locked(content) else f"not a private key (PKCS #8 PEM): {error}"
         raise InputError(f"{path}: {what}") from error
+
+
+def is_locked(content: bytes) -> bool:
+    """Whether a PEM file says that it has a passphrase."""
+    return b"ENCRYPTED" in content
 
 
 def ask(where: Path, what: str) -> str:

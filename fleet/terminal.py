@@ -5,12 +5,21 @@ for signatures of others is one message and exit 3. Anything else is our bug and
 """
 
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from agent.core.errors import EdgeError, InputError
 from fleet.pending import Unfinished
@@ -67,3 +76,20 @@ def bars() -> Iterator[Tell]:
             progress.update(tasks[step], completed=done, total=total)
 
         yield tell
+
+
+@contextmanager
+def count(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of things that are counted, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err)
+    task = progress.add_task(what, total=None)
+
+    def tell(done: int, total: int) -> None:
+        progress.start()  # with the first word: what is refused before that draws nothing
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield tell
+    finally:
+        progress.stop()

@@ -1,4 +1,4 @@
-"""JSON Schemas of metadata and config, for editors and for other languages: made from the types, never written by hand.
+"""JSON Schemas of metadata, config and policy, for editors and other languages: made from the types, never by hand.
 
 `python -m models schemas` writes them; a test says when they are not current.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from agent.core.intent import Policy
 from agent.core.release import Config, Metadata
 
 FOLDER = Path(__file__).parent / "schemas"
-DOCUMENTS: Mapping[str, type] = {"metadata": Metadata, "config": Config}
+DOCUMENTS: Mapping[str, type] = {"metadata": Metadata, "config": Config, "policy": Policy}
 
 TEXTS: Mapping[str, Mapping[str, str]] = {
     "Metadata": {
@@ -78,11 +79,27 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "atol": "Absolute part of |difference| <= atol + rtol * |reference|",
         "rtol": "Relative part of |difference| <= atol + rtol * |reference|",
     },
+    "Policy": {
+        "operators": "Who may do what; a key that is not named may do nothing",
+        "signatures": "Acts that more than one operator must sign",
+    },
+    "Operator": {
+        "key": "TUF id of a key of the role operators; `policy set` takes its first 8 or more letters",
+        "name": "For people; shown in refusals",
+        "verbs": "rollout, sync, pin, rollback, retry, bench, report, or patterns of them such as *",
+        "groups": "Names of groups, or patterns of them such as line-*",
+        "expires": "With its zone; nothing new counts after it, what was taken before stands",
+    },
+    "Quorum": {
+        "count": "How many operators who may must sign; the threshold of the role operators counts where it is more",
+        "verbs": "The acts that need so many; patterns",
+        "groups": "The groups where they do; patterns",
+    },
 }
 
 
 def schema(document: str) -> bytes:
-    """The JSON Schema (2020-12) of `metadata` or `config`."""
+    """The JSON Schema (2020-12) of `metadata`, `config` or `policy`."""
     tree = msgspec.json.schema(DOCUMENTS[document])
     for title, definition in tree["$defs"].items():
         for field, text in TEXTS[title].items():

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.core.documents import to_tree
+from agent.core.errors import InputError
 from fleet import terminal
 from fleet.broker import broker_at
 from fleet.keyring import Keyring
 from fleet.repository import Repository
 from fleet.stores import open_store
 from provisioning.enrol import enrol, folders_in, paths_at
-from provisioning.keys import init_group
+from provisioning.group_cli import add_group, add_many, add_revoke, run_device_enrol_listed
 from provisioning.options import add_store
 from provisioning.trust_cli import add_keys, add_roles, add_trust
 
@@ -41,17 +42,14 @@ def make_parser() -> ArgumentParser:
     add_store(one)
     one.set_defaults(act=run_store_init)
 
-    verbs = nouns.add_parser("group", help="make a group").add_subparsers(metavar="VERB", required=True)
-    one = verbs.add_parser("init", help="make the first epoch's keys of a new group")
-    one.add_argument("name")
-    one.add_argument("--keys", type=Path, required=True)
-    one.set_defaults(act=run_group_init)
+    add_group(nouns)
 
-    verbs = nouns.add_parser("device", help="enrol a device").add_subparsers(metavar="VERB", required=True)
-    one = verbs.add_parser("enrol", help="write a device's grant and its enrolment folder")
-    one.add_argument("name")
+    verbs = nouns.add_parser("device", help="enrol devices, take one out").add_subparsers(metavar="VERB", required=True)
+    add_revoke(verbs)
+    one = verbs.add_parser("enrol", help="write a device's grant and its enrolment folder, or many grants")
+    add_many(one)
     one.add_argument("--group", required=True)
-    one.add_argument("--out", type=Path, required=True, help="the enrolment folder")
+    one.add_argument("--out", type=Path, help="the enrolment folder; needed with NAME")
     one.add_argument("--public-key", type=Path, help="PEM file: the key the device made itself (P-256)")
     one.add_argument("--installed", type=Path, help="where the folder will lie on the device, e.g. /etc/edge-agent")
     one.add_argument("--broker", help="mqtt://host:port or mqtts://host:port")
@@ -67,14 +65,13 @@ def run_store_init(options: Namespace) -> None:
     terminal.say(f"{options.store}: a repository begins; its root is pinned in {repository.keyring.root_file}")
 
 
-def run_group_init(options: Namespace) -> None:
-    """`group init`."""
-    epoch = init_group(Keyring(options.keys), options.name)
-    terminal.say(f"group {options.name}: epoch {epoch}")
-
-
 def run_device_enrol(options: Namespace) -> None:
     """`device enrol`."""
+    if options.listed is not None:
+        run_device_enrol_listed(options)
+        return
+    if options.out is None:
+        raise InputError("device enrol: say where the enrolment folder belongs with --out")
     enrol(
         open_store(options.store, endpoint=options.endpoint, ca=options.ca),
         Keyring(options.keys),
@@ -83,6 +80,7 @@ def run_device_enrol(options: Namespace) -> None:
         options.out,
         settings=device_settings(options),
         key=options.public_key,
+        now=terminal.now(),
     )
     folder = options.installed or options.out
     terminal.say(f"{options.name} of {options.group}: start it with `edge-agent run --config {folder}/agent.yaml`")

@@ -103,7 +103,7 @@ def new_passphrase() -> str:
     return found
 
 
-def init_group(keyring: Keyring, group: str) -> int:
+def init_group(keyring: Keyring, group: str, passphrase: str | None = None) -> int:
     """The first epoch of a new group: 1.
 
     Raises:
@@ -111,24 +111,25 @@ def init_group(keyring: Keyring, group: str) -> int:
     """
     if check_word("group", group) in keyring.groups():
         raise InputError(f"group {group}: it has keys already, and they are kept")
-    return add_epoch(keyring, group, 1)
+    return add_epoch(keyring, group, 1, passphrase)
 
 
-def add_epoch(keyring: Keyring, group: str, epoch: int) -> int:
-    """Writes the keys of one epoch of a group."""
+def add_epoch(keyring: Keyring, group: str, epoch: int, passphrase: str | None = None) -> int:
+    """Writes the keys of one epoch of a group, the private one locked where a passphrase is given."""
     folder = keyring.folder / "groups" / group
     private, public = folder / f"{epoch}.pem", folder / f"{epoch}.pub"
     refuse_existing([private, public])
     make_folder(folder)
     key = ec.generate_private_key(CURVE)
-    write_new(private, private_pem(key), PRIVATE)
+    write_new(private, private_pem(key, passphrase), PRIVATE)
     write_new(public, public_pem(key.public_key()), PUBLIC)
     return epoch
 
 
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: str | None = None) -> bytes:
     """The key as PKCS #8."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    lock = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -18,6 +18,7 @@ from agent.core.errors import InputError, TrustError
 from agent.trust.deployment import PAIR_BYTES
 from agent.trust.envelope import Envelope, EnvelopeSignature, verify
 from agent.trust.grant import GRANT_BYTES
+from agent.trust.policy import WITHDRAWN_BYTES
 from fleet.keyring import Keyring
 from fleet.repository import Repository, listed_bytes
 from fleet.roles import Authority, delegated, listing_roles
@@ -61,7 +62,7 @@ def documents(repository: Repository, roles: Collection[str]) -> Iterator[tuple[
     if not roles:
         return
     for path in [target.path for _, target in repository.listings.owned() if not target.path.startswith("releases/")]:
-        yield path, repository.read(path, PAIR_BYTES)
+        yield path, repository.read(path, max(PAIR_BYTES, WITHDRAWN_BYTES))
     for key in repository.store.keys(GRANTS) if "grants" in roles else ():
         yield key, repository.store.read(key, GRANT_BYTES)
 

@@ -21,11 +21,12 @@ class Kind(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     BACKEND = "backend"
+    WITHDRAWN = "withdrawn"
 
     @property
     def is_final(self) -> bool:
         """Final kinds hold for the digest for ever; the others until the evidence key changes or a signed retry."""
-        return self in {Kind.TRUST, Kind.STRUCTURE, Kind.PARITY}
+        return self in {Kind.TRUST, Kind.STRUCTURE, Kind.PARITY, Kind.WITHDRAWN}
 
 
 class EdgeError(Exception):

@@ -4,6 +4,7 @@ A deployment is two signed documents. The **rollout**, by operators, says which 
 moves to, in which shares, until when. The **wave**, by the controller, names the rollout by digest and says how far
 it goes now. The rollout holds every slot of the group: the newest one alone says all. A command is for one
 device or group, once, and expires within minutes. Nothing here names bytes to run: only releases that TUF lists.
+The policy says whose signature counts for what; a withdrawal takes a release back for ever.
 
 The counter of a scope only rises. A device takes a pair only if (rollout.counter, wave.counter) is greater than
 the last pair it took.
@@ -30,6 +31,9 @@ ROLLOUT_TYPE = "application/vnd.edge-model-agent.rollout+json"
 WAVE_TYPE = "application/vnd.edge-model-agent.wave+json"
 COMMAND_TYPE = "application/vnd.edge-model-agent.command+json"
 GRANT_TYPE = "application/vnd.edge-model-agent.grant+json"
+WITHDRAWN_TYPE = "application/vnd.edge-model-agent.withdrawn+json"
+
+Pattern = Annotated[str, Meta(min_length=1, max_length=64)]  # of words: `*`, `?` and `[...]` as a shell has them
 
 
 class Move(Document):
@@ -94,6 +98,46 @@ class Command(Document):
     verb: Verb
     slot: str | None = None  # None: every slot
     release: str | None = None  # pin: the name; None lifts the pin
+
+
+class Operator(Document):
+    """One operators' key, and what it may sign."""
+
+    key: Annotated[str, Meta(min_length=1)]  # its TUF id
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    verbs: tuple[Pattern, ...]  # `rollout`, and those of commands
+    groups: tuple[Pattern, ...]
+    expires: Moment | None = None
+
+
+class Quorum(Document):
+    """How many operators must sign an act."""
+
+    count: Annotated[int, Meta(ge=1)]
+    verbs: tuple[Pattern, ...] = ("*",)
+    groups: tuple[Pattern, ...] = ("*",)
+
+
+class Policy(Document):
+    """Who may do what: the TUF target that the owners of `targets` list."""
+
+    operators: tuple[Operator, ...]
+    signatures: tuple[Quorum, ...] = ()
+
+
+class Withdrawal(Document):
+    """One release that is never chosen again."""
+
+    release: Ref
+    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+    at: Moment
+
+
+class Withdrawn(Document):
+    """Signed by operators-critical; every release that was ever withdrawn."""
+
+    counter: Counter
+    releases: tuple[Withdrawal, ...]
 
 
 class Reply(Document):

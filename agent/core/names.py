@@ -43,6 +43,12 @@ def check_form(text: str) -> tuple[str, str]:
     return stem, version
 
 
+def age_of(text: str) -> tuple[str, int]:
+    """The date and build in a name: of two releases the greater one is newer. Raises InputError as `check_form`."""
+    day, _, build = check_form(text)[1].partition("-")
+    return day, int(build or 1)
+
+
 def _check_characters(text: str, stem: str) -> None:
     wrong = sorted(set(re.findall(r"[^a-z0-9_-]", text)) | set(re.findall("-", stem)))
     if wrong:

@@ -4,6 +4,7 @@
 2. A new deployment ends a rollback (the operator has spoken again) but not a pin, which only a pin lifts.
 3. Rolling back is a new intent that names an older release: one that was confirmed here.
 4. What was rolled away from is not a way back.
+5. What was withdrawn is no way back either, and no pin holds it.
 """
 
 from collections.abc import Collection
@@ -57,6 +58,12 @@ def pin(record: SlotRecord, release: Ref | None, by: str) -> SlotRecord:
 def lift(record: SlotRecord) -> SlotRecord:
     """The record without an override."""
     return replace(record, override=None, override_verb="", override_by="")
+
+
+def without(record: SlotRecord, gone: Collection[Ref]) -> SlotRecord:
+    """The record after releases were withdrawn; what is deployed stays written down, and is not chosen."""
+    record = lift(record) if record.override in gone else record
+    return replace(record, good=tuple(place for place in record.good if place.ref not in gone))
 
 
 def roll_back(record: SlotRecord, by: str, rejected: Collection[Ref]) -> SlotRecord:

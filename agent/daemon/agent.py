@@ -88,7 +88,9 @@ class Agent:
         keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
         store = open_store(settings.store)
         self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), self._check)
-        self.intake = Intake(settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT)
+        self.intake = Intake(
+            settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT, settings.store.poll_s
+        )  # fmt: skip
         self.commands = Commands(self.intake, self.ledger, self.news)
         self.runner = RunnerLink(settings.runner)
         limit = settings.store.rate_limit_mb_s

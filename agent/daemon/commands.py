@@ -95,8 +95,8 @@ class Commands:
         except TransferError as error:
             return refusal(name, str(error))
         floors = self.ledger.all("counter", int)
-        device, group = self.intake.device, self.intake.group
-        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now())
+        device, group, policy = self.intake.device, self.intake.group, self.intake.policy
+        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now(), policy)
         if isinstance(command, Refusal):
             return Reply(id=name, status=command.status, reason=command.reason)
         if command.id != name:
@@ -109,6 +109,7 @@ class Commands:
         reply, moved = Reply(id=command.id, status="accepted"), dict[str, SlotRecord]()
         try:
             moved = self._moved(command, records, trusted)
+            self.intake.check_withdrawn(records, moved)
         except EdgeError as error:
             reply = replace(reply, status="failed", reason=str(error))
         goals = {slot: record.desired for slot, record in moved.items() if record.desired is not None}

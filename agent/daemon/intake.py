@@ -3,6 +3,8 @@
 1. A deployment counts however it came; the pair's counters decide, not the way.
 2. What a pair changes (intent and counters) is one transaction, synced before the message is acknowledged.
 3. What is refused is written down with its reason; the intent that stands, stands.
+4. What was withdrawn is rejected for ever, before any intent of the same poll counts.
+5. A store that lists an older pair than the broker brought, for longer than a poll takes, is named.
 """
 
 import asyncio
@@ -10,25 +12,35 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from agent.adapters.broker import Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing
 from agent.adapters.tuf_client import Chain, Trusted, TufClient
+from agent.core.candidate import Failure
 from agent.core.documents import Document
-from agent.core.errors import EdgeError, InputError, TransferError, TrustError
-from agent.core.intent import wanted
+from agent.core.errors import EdgeError, InputError, Kind, TransferError, TrustError
+from agent.core.intent import Policy, wanted
+from agent.core.records import Rejection
 from agent.core.release import Ref
-from agent.core.slot import SlotRecord, deploy
+from agent.core.slot import SlotRecord, deploy, without
 from agent.daemon.board import Board
 from agent.daemon.keyring import Keyring
 from agent.daemon.news import News
-from agent.trust.deployment import PAIR_BYTES, Taken, believe_deployment
+from agent.trust.deployment import PAIR_BYTES, Replayed, Taken, believe_deployment
 from agent.trust.expiry import expiring
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.listing import target_path
+from agent.trust.policy import (
+    POLICY_BYTES,
+    POLICY_PATH,
+    WITHDRAWN_BYTES,
+    WITHDRAWN_PATH,
+    believe_withdrawn,
+    read_policy,
+)
 
 ASK_AGAIN_S = 60.0
 
@@ -53,10 +65,12 @@ class Intake:
     keyring: Keyring
     news: News
     built: datetime
+    poll_s: float
 
     def __post_init__(self) -> None:
         self.trusted: Trusted | None = None
-        self.store = StoreState()
+        self.policy: Policy | None = None  # that `trusted` lists
+        self.store = self.ledger.get("trust", "store", StoreState) or StoreState()
         self.refused: Board[str] = Board("")
         self.desired: Board[Mapping[str, SlotRecord]] = Board(self.ledger.all("slot", SlotRecord))
         self.poll_now = asyncio.Event()
@@ -73,10 +87,10 @@ class Intake:
         """Believe what the last refresh left, without a network."""
         error = ""
         try:
-            self.trusted = self._kept(self.client.load())
+            self._believe(self.client.load())
         except (TransferError, TrustError) as why:
             error = str(why)
-        self._show_store(None, error)
+        self._show_store(self.store.last_sync, error)
 
     async def poll(self) -> None:
         """Ask the store what is listed, granted and deployed today.
@@ -87,13 +101,25 @@ class Intake:
         async with self._polling:
             try:
                 trusted = await asyncio.to_thread(self.client.refresh, self.now())
-                self.trusted = await asyncio.to_thread(self._kept, trusted)
-                await asyncio.to_thread(self._take_grant, self.trusted)
-                await asyncio.to_thread(self._take_deployment, self.trusted)
+                await asyncio.to_thread(self._believe, trusted)
+                await asyncio.to_thread(self._take_withdrawn, trusted)
+                await asyncio.to_thread(self._take_grant, trusted)
+                await asyncio.to_thread(self._take_deployment, trusted)
             except EdgeError as error:
                 self._show_store(self.store.last_sync, str(error))
                 raise
             self._show_store(datetime.now(UTC))
+            await asyncio.to_thread(self.ledger.put, "trust", "store", self.store)
+
+    def _believe(self, trusted: Trusted) -> None:
+        """From now on this listing counts, with its policy; no listing does while that cannot be had."""
+        listed = POLICY_PATH in trusted.targets.targets
+        try:
+            policy = read_policy(trusted.read(POLICY_PATH, POLICY_BYTES)) if listed else None
+        except EdgeError as error:
+            self.trusted = None
+            raise TransferError(f"{error}; nobody is believed before the policy is here") from error
+        self.policy, self.trusted = policy, self._kept(trusted)
 
     def _show_store(self, last_sync: datetime | None, error: str = "") -> None:
         ends = self.trusted.expiries if self.trusted is not None else {}
@@ -138,7 +164,36 @@ class Intake:
     def _take_deployment(self, trusted: Trusted) -> None:
         path = f"deployments/{self.group}.json"
         if trusted.find(path) is not None:
-            self._deploy(trusted.read(path, PAIR_BYTES), trusted)
+            try:
+                self._deploy(trusted.read(path, PAIR_BYTES), trusted)
+            except Replayed as error:
+                taken_at = self._taken().at
+                if taken_at is None or self.now() > taken_at + timedelta(seconds=self.poll_s):
+                    raise TrustError(f"the store still lists what is older than came by message: {error}") from error
+
+    def _taken(self) -> Taken:
+        return self.ledger.get("deployment", self.group, Taken) or Taken()
+
+    def _take_withdrawn(self, trusted: Trusted) -> None:
+        """Reject for ever what was withdrawn, and leave no way back to it."""
+        if trusted.find(WITHDRAWN_PATH) is None:
+            return
+        listed = believe_withdrawn(trusted.read(WITHDRAWN_PATH, WITHDRAWN_BYTES), trusted.targets)
+        with self.moving:
+            known = self.withdrawn()
+            new = [one for one in listed.releases if one.release not in known]
+            gone = {*known, *(one.release for one in new)}
+            records = self.ledger.all("slot", SlotRecord)
+            moved = {slot: after for slot, was in records.items() if (after := without(was, gone)) != was}
+            facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in moved.items()]
+            for one in new:
+                failure = Failure(kind=Kind.WITHDRAWN, reason=f"withdrawn {one.at:%Y-%m-%d}: {one.reason}")
+                rejection = Rejection(ref=one.release, failure=failure, at=datetime.now(UTC))
+                facts.append(("rejection", one.release.digest, rejection))
+                self.news.tell("withdrawn", release=one.release.name, reason=failure.reason)
+            if facts:
+                self.ledger.put_all(facts, precious=True)
+                self.publish({**records, **moved})
 
     def _take_pair(self, raw: bytes) -> None:
         """A deployment by message; where it names a release or a key that is not known yet, the store is asked."""
@@ -167,10 +222,9 @@ class Intake:
             return self._deploy_alone(raw, trusted)
 
     def _deploy_alone(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
-        floor = self.ledger.get("deployment", self.group, Taken) or Taken()
-        believed = believe_deployment(raw, trusted.targets, self.group, floor, self.now())
+        believed = believe_deployment(raw, trusted.targets, self.group, self._taken(), self.now(), self.policy)
         if believed.same:
-            if believed.taken.signers != floor.signers:  # keys were replaced; the floor follows who signs today
+            if believed.taken.signers != self._taken().signers:  # keys were replaced; the floor follows who signs today
                 self.ledger.put_all([("deployment", self.group, believed.taken)], precious=True)
             return ()
         old = self.ledger.all("slot", SlotRecord)
@@ -181,6 +235,7 @@ class Intake:
             slot: deploy(old.get(slot, SlotRecord(slot=slot)), goals.get(slot), believed.rollout.soak_s)
             for slot in {*old, *goals}
         }
+        self.check_withdrawn(old, new)
         facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
         self.ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
         self.news.tell(
@@ -192,10 +247,24 @@ class Intake:
 
     # --- shared ------------------------------------------------------------------------------------------------
 
+    def withdrawn(self) -> Mapping[Ref, str]:
+        """Every release that was ever withdrawn, and why."""
+        known = self.ledger.all("rejection", Rejection).values()
+        return {one.ref: one.failure.reason for one in known if one.failure.kind is Kind.WITHDRAWN}
+
+    def check_withdrawn(self, old: Mapping[str, SlotRecord], new: Mapping[str, SlotRecord]) -> None:
+        """Raises InputError where a slot would move to a withdrawn release."""
+        gone = self.withdrawn()
+        for slot, record in new.items():
+            was = old.get(slot, SlotRecord(slot=slot))
+            for ref in {record.deployed, record.override} - {was.deployed, was.override}:
+                if ref is not None and ref in gone:
+                    raise InputError(f"{slot}: {ref} cannot be chosen ({gone[ref]}); name another release")
+
     def require_trusted(self) -> Trusted:
         """The keys and listings that were verified last; raises TransferError before the first contact."""
         if self.trusted is None:
-            raise TransferError("no keys are known yet: the first contact to the store brings them")
+            raise TransferError("no keys or no policy is known yet: the next contact to the store brings them")
         return self.trusted
 
     def refuse(self, what: str, reason: str) -> None:

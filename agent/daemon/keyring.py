@@ -2,7 +2,7 @@
 
 A grant is believed once, when it comes, and kept as it was believed: still sealed to this device's key. So a
 sealed release opens without a network, and no epoch key ever lies on the disk in clear. Epochs are only added: an old
-grant that somebody serves again takes nothing away.
+grant that somebody serves again is noticed by its counter, and takes nothing away.
 """
 
 import stat
@@ -37,15 +37,19 @@ class Keyring:
         """Believe a grant and keep it.
 
         Raises:
-            TrustError: it is not for this device, not signed by `grants`, or does not open.
+            TrustError: it is not for this device, not signed by `grants`, older than the last one, or does not open.
         """
         grant = believe_grant(raw, targets, self.device, self.group)
+        known = self._grant()
+        if known is not None and grant.counter < known.counter:
+            raise TrustError(
+                f"grant {grant.counter}: older than {known.counter}, which this device has: somebody serves an old one"
+            )
         for one in grant.keys:
             open_granted(one, self.device, self.group, self._private)
-        known = self._grant()
         epochs = {one.epoch: one for one in (*(known.keys if known is not None else ()), *grant.keys)}
         merged = replace(grant, keys=tuple(epochs[epoch] for epoch in sorted(epochs)))
-        if known is None or {one.epoch for one in known.keys} != set(epochs):
+        if known is None or known.counter != grant.counter or {one.epoch for one in known.keys} != set(epochs):
             self._ledger.put_all([("grant", self.group, merged)], precious=True)
 
     def open(self, name: str, listing: Listing, sealed: Path) -> Opener:

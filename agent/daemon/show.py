@@ -46,7 +46,8 @@ def headline(state: State, age: float) -> Text:
 def troubles(state: State) -> Iterable[str]:
     """What somebody should look at."""
     if state.store.error:
-        yield f"store: {state.store.error}"
+        seen = f"not seen whole since {at:%Y-%m-%d %H:%M} UTC" if (at := state.store.last_sync) else "never seen whole"
+        yield f"store: {state.store.error} ({seen})"
     yield from state.store.expiring
     if state.broker.configured and not state.broker.connected and state.broker.error:
         yield f"broker: {state.broker.error}"

@@ -320,7 +320,10 @@ class Steps:
         self.ledger.put("trial", trial_key(place), trial)
 
     def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
-        """A release that is not tried again while this holds."""
+        """A release that is not tried again while this holds. What was withdrawn meanwhile stays so."""
+        known = self.ledger.get("rejection", ref.digest, Rejection)
+        if known is not None and known.failure.kind is Kind.WITHDRAWN:
+            return
         key = "" if failure.kind.is_final else device.state
         rejection = Rejection(ref=ref, failure=failure, key=key, at=datetime.now(UTC))
         self.ledger.put_all([("rejection", ref.digest, rejection)], precious=True)

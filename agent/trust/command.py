@@ -1,8 +1,8 @@
 """A command is checked in one order; a bad one is answered, never raised, and moves no counter.
 
-Length, form, type, signatures, schema, scope, counter, expiry. The counter of a scope only rises; it is bound to
-the operators' key set, so that a counter burnt by a stolen key is void once the key is revoked. Whoever acts on
-a command stores its counter durably first. A redelivered command is known by its id before it comes here.
+Length, form, type, signatures, schema, policy, scope, counter, expiry. The counter of a scope only rises; it is
+bound to the operators' key set, so that a counter burnt by a stolen key is void once the key is revoked. Whoever acts
+on a command stores its counter durably first. A redelivered command is known by its id before it comes here.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,8 +13,9 @@ from tuf.api.metadata import Targets
 
 from agent.core.documents import Document
 from agent.core.errors import TrustError
-from agent.core.intent import COMMAND_TYPE, Command
-from agent.trust.envelope import keyset, open_envelope, parse_signed
+from agent.core.intent import COMMAND_TYPE, Command, Policy
+from agent.trust.envelope import Envelope, keyset, parse_bounded, parse_signed, verify
+from agent.trust.policy import check_act
 
 COMMAND_BYTES = 16 * 1024  # an envelope with five signatures is under 2 KB
 SKEW = timedelta(seconds=300)  # how far the clocks of a desk and a device may be apart
@@ -29,15 +30,24 @@ class Refusal(Document):
 
 
 def believe_command(
-    raw: bytes, targets: Targets, device: str, groups: Collection[str], floors: Mapping[str, int], now: datetime
+    raw: bytes,
+    targets: Targets,
+    device: str,
+    groups: Collection[str],
+    floors: Mapping[str, int],
+    now: datetime,
+    policy: Policy | None = None,
 ) -> Command | Refusal:
     """The command, or why not.
 
     `floors` holds the highest counter taken under each `floor_key`.
     """
     try:
-        payload = open_envelope(raw, COMMAND_TYPE, ROLE, targets, COMMAND_BYTES)
-        command = parse_signed(Command, payload, "command")
+        envelope = parse_bounded(Envelope, raw, COMMAND_BYTES, f"{ROLE} envelope")
+        opened = verify(envelope, COMMAND_TYPE, ROLE, targets)
+        command = parse_signed(Command, opened.payload, "command")
+        for group in groups:  # a command to a device is one to its group, as far as the policy goes
+            check_act(policy, opened, command.verb, group, now)
     except TrustError as error:
         return Refusal(status="rejected", reason=str(error))
     floor = floors.get(floor_key(command.scope, targets), 0)

@@ -7,20 +7,29 @@
 4. What was taken counts while the signatures that made it would still be believed. Revoking a stolen key so also
    voids a counter that the thief used up; adding a key voids nothing.
 5. A rollout stops widening at its expiry. Narrowing, pausing, halting and reverting never expire.
+6. The policy is asked about a rollout once: one that was taken stands, whatever its signers may do later.
+7. A release that is older than what stood, and was no part of the last rollout, takes `operators-critical` as well.
 """
 
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
+from msgspec import field
 from tuf.api.metadata import Targets
 
 from agent.core.documents import Document
 from agent.core.errors import InputError, TrustError
-from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Rollout, Share, Wave, WaveAction
-from agent.core.names import check_form
+from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Move, Policy, Rollout, Share, SlotName, Wave, WaveAction
+from agent.core.names import age_of, check_form
 from agent.trust.envelope import Envelope, Opened, parse_bounded, parse_signed, still_believed, verify
+from agent.trust.policy import check_act
 
 PAIR_BYTES = 192 * 1024  # 400 slots in base64; stays below what a broker's packet may hold
 AHEAD = timedelta(days=1)  # a device without a clock lives on the time of its last refresh, up to a day old
+
+
+class Replayed(TrustError):  # noqa: N818  an answer, named as it reads
+    """It is older than what was taken."""
 
 
 class Pair(Document):
@@ -40,6 +49,8 @@ class Taken(Document):
     rollout_signers: tuple[str, ...] = ()
     wave_signers: tuple[str, ...] = ()
     reach: Share = 0.0  # share of the group that runs the goals under this pair
+    slots: Mapping[SlotName, Move] = field(default_factory=dict)
+    at: datetime | None = None
 
     @property
     def signers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,8 +67,10 @@ class Deployment(Document):
     same: bool  # it is the pair that was taken last
 
 
-def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, now: datetime) -> Deployment:
-    """The pair that `raw` holds, for a device of `group` that took `floor` last.
+def believe_deployment(
+    raw: bytes, targets: Targets, group: str, last: Taken, now: datetime, policy: Policy | None = None
+) -> Deployment:
+    """The pair that `raw` holds, for a device of `group` that took `last` before.
 
     Raises:
         TrustError: any rule of this file is broken; says which.
@@ -70,16 +83,19 @@ def believe_deployment(raw: bytes, targets: Targets, group: str, floor: Taken, n
     check_match(rollout, opened.digest, wave, group)
     check_names(rollout)
     check_issued(rollout, wave, now)
-    last, floor = floor, standing(floor, targets)
-    taken = remember(rollout, opened, wave, opened_wave)
+    floor = standing(last, targets)
+    taken = remember(rollout, opened, wave, opened_wave, now, last)
     same = check_counters(taken, floor) or is_same(taken, last)
     if not same:
         check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
+    if last.rollout_digest != opened.digest:
+        check_act(policy, opened, "rollout", group, now)
+        check_age(rollout, pair.rollout, last, targets)
     return Deployment(rollout=rollout, wave=wave, taken=taken, same=same)
 
 
-def remember(rollout: Rollout, opened: Opened, wave: Wave, opened_wave: Opened) -> Taken:
-    """What to keep of a pair."""
+def remember(rollout: Rollout, opened: Opened, wave: Wave, opened_wave: Opened, now: datetime, last: Taken) -> Taken:
+    """What to keep of a pair; a slot that it leaves out is not forgotten."""
     return Taken(
         rollout=rollout.counter,
         wave=wave.counter,
@@ -88,6 +104,8 @@ def remember(rollout: Rollout, opened: Opened, wave: Wave, opened_wave: Opened) 
         rollout_signers=opened.signers,
         wave_signers=opened_wave.signers,
         reach=reach(wave),
+        slots={**last.slots, **rollout.slots},
+        at=now,
     )
 
 
@@ -150,7 +168,7 @@ def check_counters(taken: Taken, floor: Taken) -> bool:
         return False
     if is_same(taken, floor):
         return True
-    raise TrustError(
+    raise Replayed(
         f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was taken; "
         "somebody replays it, or its author must sign it with a higher counter"
     )
@@ -173,3 +191,27 @@ def check_reach(rollout: Rollout, wave: Wave, last: Taken | None) -> None:
         raise TrustError(
             f"wave {wave.counter}: widens a rollout that expired {rollout.expires.isoformat()}; sign a new rollout"
         )
+
+
+def check_age(rollout: Rollout, signed: Envelope, last: Taken, targets: Targets) -> None:
+    """A rollout to a release from before what stood was signed by `operators-critical`, too."""
+    for older in backward(rollout, last):
+        try:
+            verify(signed, ROLLOUT_TYPE, "operators-critical", targets)
+        except TrustError as error:
+            raise TrustError(f"rollout {rollout.counter}: {older}: {error}") from error
+
+
+def backward(rollout: Rollout, last: Taken) -> Iterator[str]:
+    """What in a rollout leads back behind what stood: in a few words, for each slot.
+
+    What the last rollout named is no step back, for that was allowed; so a start is held to the same rule as a goal.
+    """
+    for slot, move in rollout.slots.items():
+        was = last.slots.get(slot)
+        if was is None:
+            continue
+        stood = was.goal if last.reach or was.start is None else was.start
+        for ref in {move.goal, move.start} - {was.goal, was.start, None}:
+            if ref is not None and age_of(ref.name) < age_of(stood.name):
+                yield f"slot {slot}: {ref} is older than {stood}, which stood, and is no way back of the last rollout"

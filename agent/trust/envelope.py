@@ -45,6 +45,7 @@ class Opened(Document):
 
     payload: bytes
     signers: tuple[str, ...]
+    threshold: int = 1
 
     @property
     def digest(self) -> str:
@@ -106,7 +107,7 @@ def verify(envelope: Envelope, payload_type: str, role: str, targets: Targets) -
             f"{role} envelope: signed by {len(result.signed)} of the {result.threshold} keys of {role} that it needs; "
             "if a key was replaced, sign it anew"
         )
-    return Opened(payload=envelope.payload, signers=tuple(sorted(result.signed)))
+    return Opened(payload=envelope.payload, signers=tuple(sorted(result.signed)), threshold=result.threshold)
 
 
 def still_believed(signers: Iterable[str], role: str, targets: Targets) -> bool:

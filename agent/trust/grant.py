@@ -5,7 +5,7 @@ hold it.
 
 1. A content key is wrapped to a group's epoch key and stands inside the signed listing of its release.
 2. A grant brings a device the private keys of its group's epochs, each sealed to the device's own key, in an
-   envelope signed by the role `grants`: base mode alone says nothing about who sealed.
+   envelope signed by the role `grants`: base mode alone says nothing about who sealed. Its counter only rises.
 3. What a sealed key is for is bound into it: path, group and epoch; device, group and epoch. A key lifted into
    another place does not open.
 4. Revoking a device is a new epoch that its grant lacks. It keeps what it could read before.
@@ -47,6 +47,7 @@ class Grant(Document):
     device: str
     group: str
     keys: tuple[GrantedKey, ...]
+    counter: int = 0  # milliseconds since 1970 when it was made; the first grants had none
 
 
 def unwrap_key(wrapped: bytes, private: ec.EllipticCurvePrivateKey, path: str, group: str, epoch: int) -> bytes:

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.core.errors import InputError
-from agent.core.names import NAME_LENGTH, check_form
+from agent.core.names import NAME_LENGTH, age_of, check_form
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_a_device_refuses_what_cannot_be_a_name(text, told):
 def test_a_device_takes_words_that_it_does_not_know():
     """A fleet's own task needs no update of its devices."""
     assert check_form("weld_seams_unet_plant7_20250628-2") == ("weld_seams_unet_plant7", "20250628-2")
+
+
+def test_a_device_tells_which_release_is_newer():
+    """By date, then build as a number, whatever the words before it are."""
+    names = ["z_z_z_20241231-9", "a_a_a_20250628", "x_x_x_20250628-2", "b_b_b_20250628-10", "a_a_a_20250629"]
+    assert sorted(names, key=age_of) == names

@@ -64,12 +64,16 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("refs", [REFS, REFS[:2]], ids=["three releases", "two, with retries and upgrades"])
+@pytest.mark.parametrize(
+    ("refs", "more"),
+    [(REFS, ()), (REFS[:2], ("retry", "upgrade")), (REFS[:2], ("withdrawal",))],
+    ids=["three releases", "two, with retries and upgrades", "two, with withdrawals"],
+)
 @pytest.mark.parametrize("swap", plan.Swap)
-def test_every_reachable_state_keeps_every_promise(swap, refs, monkeypatch):
+def test_every_reachable_state_keeps_every_promise(swap, refs, more, monkeypatch):
     """Whatever fails, crashes or is wished, the slot serves only what passed and comes to rest on the right release."""
     monkeypatch.setattr(plan, "Place", place_at)
-    census = explore(plan, swap, refs)
+    census = explore(plan, swap, refs, more=more)
     assert census.states > 1_000
 
 

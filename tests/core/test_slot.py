@@ -6,7 +6,7 @@ from agent.core.candidate import Backend, Candidate
 from agent.core.errors import InputError
 from agent.core.messages import Place
 from agent.core.release import Ref
-from agent.core.slot import SlotRecord, confirm, deploy, pin, roll_back
+from agent.core.slot import SlotRecord, confirm, deploy, pin, roll_back, without
 
 A, B, C = (Ref(name=name, digest=name) for name in "abc")
 
@@ -59,3 +59,12 @@ def test_two_good_releases_are_kept():
     for ref in (A, B, C):
         record = confirm(record, on(ref))
     assert [place.ref for place in record.good] == [C, B]
+
+
+def test_what_was_withdrawn_is_no_way_back():
+    """The release before it is the last good one, and no pin holds it; what was deployed is still known."""
+    record = without(SlotRecord(slot="s", deployed=C, good=(on(C), on(A))), {C})
+    assert (record.last_good, record.deployed) == (on(A), C)
+    pinned = pin(SlotRecord(slot="s", deployed=A, good=(on(A),)), B, "id")
+    assert without(pinned, {B}) == SlotRecord(slot="s", deployed=A, good=(on(A),))
+    assert without(pinned, {C}) == pinned

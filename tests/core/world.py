@@ -2,13 +2,13 @@
 
 Three releases with two candidates each (the second is faster, and builds an engine). A move is a step that
 succeeds or fails, a crash of a seat or of the runner, a gate missed in the soak, or a change of wish; in a world of
-two releases also a retry and an upgrade that voids what was measured. States that differ only in the names of the
+two releases also a retry and an upgrade that voids what was measured, or a withdrawal. States that differ only in the names of the
 releases are one state. The promises are stated here again on purpose: the checker must not
 borrow the planner's own idea of the goal.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
@@ -75,8 +75,12 @@ class Census:
     moves: int = 0
 
 
-def explore(plan: ModuleType, swap: object, refs: tuple[Ref, ...] = REFS, limit: int | None = None) -> Census:
+def explore(
+    plan: ModuleType, swap: object, refs: tuple[Ref, ...] = REFS, limit: int | None = None, more: Iterable[str] = ()
+) -> Census:
     """Visit every state reachable under one swap policy and check every promise in each.
+
+    `more`: what happens beside steps, failures, crashes and wishes: `retry`, `upgrade`, `withdrawal`.
 
     Raises:
         Broken: a promise does not hold; says which and where.
@@ -89,7 +93,7 @@ def explore(plan: ModuleType, swap: object, refs: tuple[Ref, ...] = REFS, limit:
         census.states += 1
         if came_by != "step":  # else it lies on a way to rest that was checked
             check_rest(plan, swap, wish, world)
-        for move in moves(plan, swap, wish, world, refs):
+        for move in moves(plan, swap, wish, world, refs, more):
             census.moves += 1
             check_move(plan, swap, wish, world, move)
             mark = hash(key(move.wish, move.world))
@@ -99,7 +103,9 @@ def explore(plan: ModuleType, swap: object, refs: tuple[Ref, ...] = REFS, limit:
     return census
 
 
-def moves(plan: ModuleType, swap: object, wish: Ref | None, world: object, refs: tuple[Ref, ...]) -> Iterator[Move]:
+def moves(
+    plan: ModuleType, swap: object, wish: Ref | None, world: object, refs: tuple[Ref, ...], more: Iterable[str]
+) -> Iterator[Move]:
     """Everything that can happen now."""
     step = plan.next_step(plan.Desired(wish, swap, SOAK_S), world, 0.0)
     if step is not None:
@@ -109,11 +115,11 @@ def moves(plan: ModuleType, swap: object, wish: Ref | None, world: object, refs:
     yield from (Move("crash", None, wish, after) for after in crashes(world))
     if world.seats or world.serving:
         yield Move("restart", None, wish, replace(world, seats={}, serving=None, fallback=None))
-    if len(refs) == len(REFS):
-        return
-    if world.failed or world.rejected:
+    if "withdrawal" in more:
+        yield from (Move("withdrawal", None, wish, withdraw(world, ref)) for ref in refs if ref not in world.rejected)
+    if "retry" in more and (world.failed or world.rejected):
         yield Move("retry", None, wish, replace(world, failed=frozenset(), rejected=frozenset()))
-    if world.passed:  # a new driver: what was measured is void, and no seat has lived through it
+    if "upgrade" in more and world.passed:  # a new driver: what was measured is void, and no seat has lived through it
         yield Move("upgrade", None, wish, replace(world, seats={}, serving=None, fallback=None, passed={}))
 
 
@@ -161,6 +167,16 @@ def fail(plan: ModuleType, world: object, step: object) -> Iterator[object]:
 
 def reject(world: object, ref: Ref) -> object:
     return replace(forget(world, ref), rejected=world.rejected | {ref})
+
+
+def withdraw(world: object, ref: Ref) -> object:
+    """Seats and files are as they were; the release is out, and is no last good one any more (core/slot.py)."""
+    good = world.last_good
+    return replace(
+        world,
+        rejected=world.rejected | {ref},
+        last_good=None if good is not None and good.ref == ref else good,
+    )
 
 
 def forget(world: object, ref: Ref) -> object:

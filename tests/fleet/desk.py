@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+from securesystemslib.signer import CryptoSigner
 
 from agent.adapters.tuf_client import TufClient
 from agent.core.documents import to_json
 from fleet.publish import newest_publics, publish
 from fleet.repository import Repository
 from fleet.stores import DeskFolder
-from provisioning.keys import init_group, init_keys
+from provisioning.keys import PRIVATE, init_group, init_keys, write_new
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -46,11 +47,14 @@ def checked(name=NEW, **changes):
 class Desk:
     """Everything of one operator who holds all keys."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, operators=1):
         self.folder = folder
         self.store = DeskFolder(folder / "store")
         self.store.root.mkdir()
         self.keyring = init_keys(folder / "keys")
+        for number in range(2, operators + 1):
+            path = self.keyring.folder / f"roles/operators-{number}.pem"
+            write_new(path, CryptoSigner.generate_ed25519().private_bytes, PRIVATE)
         init_group(self.keyring, "g1")
         self.repository = Repository.start(self.store, self.keyring, NOW)
 

@@ -76,7 +76,7 @@ async def test_a_device_stays_rolled_back_when_operators_change(deployed, tmp_pa
     """The pair that new keys signed is the pair it has: nothing moves, and its floor counts by the new keys."""
     ledger = Ledger(tmp_path / "ledger.db")
     news = SimpleNamespace(tell=lambda *_, **__: None, post=lambda act: act())
-    intake = Intake("cam-8", "g1", None, ledger, None, news, NOW)
+    intake = Intake("cam-8", "g1", None, ledger, None, news, NOW, 60.0)
     intake.client = TufClient(tmp_path / "tuf", deployed.store, deployed.pinned, intake.check)
     intake.now = lambda: NOW
     await intake.poll()

@@ -65,8 +65,9 @@ class Plant:
         return publish(self.repository, checked, newest_publics(self.keyring, [GROUP]), now=now())
 
     def rollout(self, release, *, soak=0.3, slot=SLOT, broker=True):
-        """Deploy a release; by the store, and by message where there is a broker. The signed pair."""
-        pair = deploy(self.repository, self.keyring, GROUP, slot, release, soak_s=soak, now=now())
+        """Deploy a release, an older one, too; by the store, and by message where there is a broker. The signed pair."""
+        roles = ("operators", "operators-critical")
+        pair = deploy(self.repository, self.keyring, GROUP, slot, release, soak_s=soak, now=now(), roles=roles)
         if self.broker is not None and broker:
             self.say(f"edge/v1/groups/{GROUP}/deployment", pair, retain=True)
         return pair

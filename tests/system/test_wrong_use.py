@@ -110,6 +110,19 @@ FLEET = [
     (f"wave stop --group g1 {HERE}", 2, "invalid choice: 'stop'"),
     (f"wave halt --group .. {HERE}", 2, "group '..'"),
     (f"wave run --share nan --group g1 {HERE}", 2, "nothing is deployed"),
+    # sign, withdraw, policy
+    (f"rollout --release {NEW} {HERE}", 2, "--group"),
+    (f"rollout --from nowhere {HERE}", 2, "nowhere: No such file"),
+    (f"rollout --from root.json --release {NEW} {HERE}", 2, "not allowed with argument"),
+    ("sign nowhere --keys keys", 2, "nowhere: No such file"),
+    ("sign keys/root.json --keys keys", 2, "keys/root.json"),
+    ("sign keys/root.json --role boss --keys keys", 2, "invalid choice: 'boss'"),
+    (f"withdraw {NEW} {HERE}", 2, "say why with --reason"),
+    (f"withdraw face --reason x {HERE}", 2, "not in _YYYYMMDD"),
+    (f"withdraw --reason x {HERE}", 2, "required"),
+    (f"policy set {HERE}", 2, "policy set FILE"),
+    (f"policy set keys/root.json {HERE}", 2, "keys/root.json"),
+    (f"policy drop {HERE}", 2, "invalid choice: 'drop'"),
     # command, rollback
     (f"command dance --device cam-1 --keys keys {NOBODY}", 2, "invalid choice: 'dance'"),
     (f"command sync --keys keys {NOBODY}", 2, "one of the arguments --device --group is required"),
@@ -159,7 +172,17 @@ PROVISION = [
     ("group init groups --keys keys", 2, "group 'groups'"),
     ("group init g2 --keys device/agent.yaml", 2, "choose another folder"),
     ("group init g2", 2, "required: --keys"),
+    ("group init g2 --encrypt --keys keys", 2, "set EDGE_KEY_PASSPHRASE"),
+    (f"group rotate g9 {HERE}", 2, "make it with `edge-provision group init`"),
+    (f"group rotate ../g {HERE}", 2, "group '../g'"),
+    ("group rotate g1 --store file://{here}/store --keys device", 2, "no keys of the group g1"),
     # device
+    (f"device revoke cam-9 --group g1 {HERE}", 2, "not enrolled in g1 at this desk"),
+    (f"device revoke ../x --group g1 {HERE}", 2, "device '../x'"),
+    (f"device revoke cam-1 {HERE}", 2, "required: --group"),
+    (f"device enrol --from nowhere --group g1 {HERE}", 2, "nowhere: No such file"),
+    (f"device enrol --from keys/root.json --group g1 {HERE}", 2, "root.json, line 1"),
+    (f"device enrol cam-2 --group g1 {HERE}", 2, "--out"),
     (f"device enrol cam-1 --group g1 --out device {HERE}", 2, "choose another folder"),
     (f"device enrol cam/1 --group g1 --out new {HERE}", 2, "device 'cam/1'"),
     (f"device enrol cam-2 --group g9 --out new {HERE}", 2, "make it with `edge-provision group init`"),
@@ -168,7 +191,7 @@ PROVISION = [
     (f"device enrol cam-2 --group g1 --out new --broker nonsense {HERE}", 2, "write mqtt://host:port"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/store --keys nowhere", 2, "root.json"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/keys/root.json --keys keys", 1, "root.json"),
-    (f"device enrol --group g1 --out new {HERE}", 2, "required: name"),
+    (f"device enrol --group g1 --out new {HERE}", 2, "one of the arguments name --from is required"),
 ]
 
 
