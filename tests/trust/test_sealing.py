@@ -11,7 +11,7 @@ from cryptography.cobblestone import Cobblestone256Encryptor
 from agent.core.documents import to_json
 from agent.core.errors import InputError, TrustError
 from agent.trust import sealing
-from agent.trust.sealing import BLOCK_BYTES, Opener, SealedPart, bind, grouped, seal, ungrouped
+from agent.trust.sealing import BLOCK_BYTES, SALT_BYTES, Opener, SealedPart, bind, grouped, seal, ungrouped
 from fleet.sealing import best_group
 
 KEY = bytes(range(32))
@@ -55,6 +55,15 @@ def header_of(*parts, v=1):
 def test_what_was_sealed_comes_out(sealed, step):
     """Parts come out byte for byte, however the sealed bytes are cut."""
     assert opened(sealed, step=step) == [WEIGHTS, b"", TEXT]
+
+
+@pytest.mark.parametrize("contents", [(WEIGHTS, b"", TEXT), (b"", b"", b""), (b"x" * 16_000, b"", TEXT)])
+def test_under_the_same_salt_the_octets_are_the_same_again(contents):
+    """What a device rebuilds is the file that the library sealed at the desk."""
+    parts = [part(name, content, 4) for name, content in zip("abc", contents, strict=True)]
+    first = b"".join(seal(KEY, PATH, parts, [[one] for one in contents]))
+    cut = [[one[at : at + 5_000_000] for at in range(0, len(one), 5_000_000)] for one in contents]
+    assert b"".join(seal(KEY, PATH, parts, cut, first[:SALT_BYTES])) == first
 
 
 def test_weights_shrink(sealed):
