@@ -13,11 +13,12 @@ from agent.adapters.broker import device_topic, group_topic
 from agent.core.documents import from_json
 from agent.core.errors import InputError, TransferError
 from agent.core.intent import Reply, Verb, WaveAction
+from agent.trust.listing import delta_path, target_path
 from fleet import terminal
 from fleet.broker import Broker, broker_at
 from fleet.deploy import LIFETIME, SOAK_S, deploy, sign_command, steer
 from fleet.keyring import Keyring, check_word
-from fleet.publish import newest_publics, publish
+from fleet.publish import Checked, newest_base, newest_publics, publish, require_published
 from fleet.repository import Repository, expiries
 from fleet.stores import open_store
 from fleet.watch import Fleet
@@ -42,6 +43,12 @@ def make_parser() -> ArgumentParser:
     one.add_argument("name", help="the release, e.g. face_detection_retinaface_widerface_20250628")
     one.add_argument("--folder", type=Path, default=Path("models"), help="with weights/, metadata/ and configs/")
     one.add_argument("--group", action="append", help="who may read it; repeat; default: every group known here")
+    deltas = one.add_mutually_exclusive_group()
+    deltas.add_argument(
+        "--delta-from", action="append", metavar="NAME",
+        help="a published release that devices have; repeat; default: the newest of the same model in the folder",
+    )  # fmt: skip
+    deltas.add_argument("--no-delta", action="store_true", help="devices take the release whole")
     add_repository(one)
     one.set_defaults(act=run_publish)
 
@@ -146,10 +153,41 @@ def run_publish(options: Namespace) -> None:
     for note in checked.notes:
         terminal.say(f"{options.name}: {note}")
     groups = newest_publics(found.keyring, options.group or found.keyring.groups())
+    bases = [] if options.no_delta else bases_of(found, options)
     with terminal.bars() as tell:
-        ref = publish(found, checked, groups, now=terminal.now(), tell=tell)
+        ref = publish(found, checked, groups, bases=bases, now=terminal.now(), tell=tell)
     named = ", ".join(f"{group} (epoch {epoch})" for group, epoch in sorted(groups))
     terminal.say(f"published {ref} for {named}: sha256 {ref.digest}")
+    for base in bases:
+        terminal.say(worth(found, ref.name, base.name))
+
+
+def bases_of(found: Repository, options: Namespace) -> list[Checked]:
+    """The releases that deltas are made from; one that nobody named is left out, with a word, where it does not fit."""
+    from models.check import check_release  # noqa: PLC0415  as in `run_publish`
+    from models.folder import open_folder  # noqa: PLC0415
+
+    if options.delta_from:
+        return [check_release(options.folder, name) for name in options.delta_from]
+    name = newest_base(found, options.name, open_folder(options.folder).releases())
+    if name is None:
+        return []
+    try:
+        base = check_release(options.folder, name)
+        require_published(found, base)
+    except InputError as error:
+        terminal.say(f"no delta from {name}: {error}")
+        return []
+    return [base]
+
+
+def worth(found: Repository, name: str, base: str) -> str:
+    """What a delta saves, in a sentence."""
+    whole, delta = found.find(target_path(name)), found.find(delta_path(name, found.ref(base).digest))
+    if whole is None or delta is None:
+        return f"delta from {base}: it would save too little, so devices take the release whole"
+    saved = 1 - delta.length / whole.length
+    return f"delta from {base}: {delta.length:,} of {whole.length:,} bytes, {saved:.0%} saved"
 
 
 def run_list(options: Namespace) -> None:

@@ -113,7 +113,8 @@ class Repository:
     def refs(self) -> tuple[Ref, ...]:
         """Every listed release, sorted by name."""
         targets = self.roles["releases"].signed.targets
-        names = sorted(path.removeprefix("releases/").removesuffix(".sealed") for path in targets)
+        sealed = (path for path in targets if path.endswith(".sealed"))  # the others are deltas
+        names = sorted(path.removeprefix("releases/").removesuffix(".sealed") for path in sealed)
         return tuple(self.ref(name) for name in names)
 
     def ref(self, name: str) -> Ref:
