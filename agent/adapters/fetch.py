@@ -36,6 +36,10 @@ class Stopped(TransferError):  # noqa: N818  an answer, named as it reads
     """The caller asked to stop; the next call goes on from here."""
 
 
+class NoRoom(TransferError):  # noqa: N818  an answer, named as it reads
+    """The disk is too full for it."""
+
+
 class State(Document):
     """What `.part.json` holds."""
 
@@ -197,7 +201,7 @@ def fetch(  # noqa: PLR0913  the three of the signed target, the three of the ca
             return
     with files.saying_why(destination), Part(destination, size, sha256) as part:
         part.resume()
-        _require_room(destination, size, size - part.offset)
+        require_room(destination, size, size - part.offset)
         try:
             if part.offset < size or not size:
                 _transfer(store, key, part, Pace(rate_limit, should_stop), on_progress)
@@ -254,10 +258,11 @@ def _require_signed(part: Part, key: str) -> None:
         )
 
 
-def _require_room(destination: Path, size: int, missing: int) -> None:
+def require_room(destination: Path, size: int, missing: int) -> None:
+    """Raises NoRoom where less is free than the missing bytes and the reserve."""
     free = files.free_bytes(destination)
     if free < missing + RESERVE_BYTES:
-        raise TransferError(
+        raise NoRoom(
             f"{destination}: {missing / 1e6:.1f} of {size / 1e6:.1f} MB are missing and {RESERVE_BYTES / 1e6:.0f} MB "
             f"stay in reserve, but {free / 1e6:.1f} MB are free: make room; it is tried again"
         )
@@ -268,8 +273,8 @@ def _says_full(error: BaseException) -> bool:
     return isinstance(cause, OSError) and cause.errno in files.NO_ROOM
 
 
-def _no_room(destination: Path, size: int) -> TransferError:
-    return TransferError(
+def _no_room(destination: Path, size: int) -> NoRoom:
+    return NoRoom(
         f"{destination}: the disk filled up while {size / 1e6:.1f} MB were fetched: "
         "what came was removed; make room, it is tried again"
     )
