@@ -18,7 +18,7 @@ from fleet import terminal
 from fleet.broker import Broker, broker_at
 from fleet.deploy import LIFETIME, SOAK_S, deploy, sign_command, steer
 from fleet.keyring import Keyring, check_word
-from fleet.publish import Checked, newest_base, newest_publics, publish, require_published
+from fleet.publish import Checked, Publics, newest_base, newest_publics, publish, require_fit
 from fleet.repository import Repository, expiries
 from fleet.stores import open_store
 from fleet.watch import Fleet
@@ -46,7 +46,7 @@ def make_parser() -> ArgumentParser:
     deltas = one.add_mutually_exclusive_group()
     deltas.add_argument(
         "--delta-from", action="append", metavar="NAME",
-        help="a published release that devices have; repeat; default: the newest of the same model in the folder",
+        help="a published release of the same model that devices have; repeat; default: the newest in the folder",
     )  # fmt: skip
     deltas.add_argument("--no-delta", action="store_true", help="devices take the release whole")
     add_repository(one)
@@ -153,7 +153,7 @@ def run_publish(options: Namespace) -> None:
     for note in checked.notes:
         terminal.say(f"{options.name}: {note}")
     groups = newest_publics(found.keyring, options.group or found.keyring.groups())
-    bases = [] if options.no_delta else bases_of(found, options)
+    bases = [] if options.no_delta else bases_of(found, options, groups)
     with terminal.bars() as tell:
         ref = publish(found, checked, groups, bases=bases, now=terminal.now(), tell=tell)
     named = ", ".join(f"{group} (epoch {epoch})" for group, epoch in sorted(groups))
@@ -162,7 +162,7 @@ def run_publish(options: Namespace) -> None:
         terminal.say(worth(found, ref.name, base.name))
 
 
-def bases_of(found: Repository, options: Namespace) -> list[Checked]:
+def bases_of(found: Repository, options: Namespace, groups: Publics) -> list[Checked]:
     """The releases that deltas are made from; one that nobody named is left out, with a word, where it does not fit."""
     from models.check import check_release  # noqa: PLC0415  as in `run_publish`
     from models.folder import open_folder  # noqa: PLC0415
@@ -174,7 +174,7 @@ def bases_of(found: Repository, options: Namespace) -> list[Checked]:
         return []
     try:
         base = check_release(options.folder, name)
-        require_published(found, base)
+        require_fit(found, options.name, base, groups)
     except InputError as error:
         terminal.say(f"no delta from {name}: {error}")
         return []

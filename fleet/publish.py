@@ -3,8 +3,9 @@
 1. One name is one set of bytes: a name that is listed is refused, whatever its bytes are.
 2. The content key is random, wrapped to the newest epoch of each group, and then forgotten.
 3. The sealed bytes are spooled to a file, because they are named by their digest.
-4. A delta is sealed under the content key of the release that it leads to, so whoever may read that may read it; it
-   is listed where it is clearly smaller. Nothing depends on it: a device that cannot use it takes the release whole.
+4. A delta is sealed under the content key of the release that it leads to, and is made only from a release that all
+   readers of that one may read: who has both can work the base out. It is listed where it is clearly smaller.
+5. Nothing depends on a delta: a device that cannot use it takes the release whole.
 """
 
 import hashlib
@@ -84,18 +85,13 @@ def publish(
     """Seals, uploads and lists a release for groups, with deltas from published releases where these pay.
 
     Raises:
-        InputError: its name was published before, there is no group, a key is missing, or a base is not as published.
+        InputError: its name was published before, there is no group, a key is missing, or a base does not fit.
         TransferError: it could not be uploaded; nothing of it is visible.
     """
     path = target_path(checked.name)
-    if repository.find(path) is not None:
-        raise InputError(
-            f"release {checked.name}: published before; a name is one set of bytes for ever: choose a new one"
-        )
-    if not groups:
-        raise InputError("no group to publish for; make one with `edge-provision group init`")
+    require_new(repository, path, groups)
     for base in bases:
-        require_published(repository, base)
+        require_fit(repository, checked.name, base, groups)
     contents = contents_of(checked)
     parts = [describe(name, content) for name, content in contents.items()]
     key = Cobblestone256Encryptor.generate_key()
@@ -136,17 +132,35 @@ def seal_delta(
         return *spool_digest(seal(key, path, parts, map(read_pieces, contents.values())), spool), size_of(parts)
 
 
-def require_published(repository: Repository, base: Checked) -> None:
-    """Raises InputError where a release's files are not those that were published, as far as a desk can tell."""
+def require_new(repository: Repository, path: str, groups: Publics) -> None:
+    """Raises InputError where something was published here before, or nobody could read it."""
+    if repository.find(path) is not None:
+        raise InputError(f"{path}: published before; a name is one set of bytes for ever: choose a new one")
+    if not groups:
+        raise InputError("no group to publish for; make one with `edge-provision group init`")
+
+
+def require_fit(repository: Repository, name: str, base: Checked, groups: Publics) -> None:
+    """Raises InputError where a delta from a base would fit no device, or tell of it those who may not read it.
+
+    A desk cannot open what it published; whether the files are still the same is told from their size.
+    """
+    if check_form(base.name)[0] != check_form(name)[0]:
+        raise InputError(f"{base.name}: another model than {name}; devices look for deltas from the same model alone")
     size = sum(len(piece) for content in contents_of(base).values() for piece in read_pieces(content))
     path = target_path(base.name)
     target = repository.find(path)
     if target is None:
         raise InputError(f"{base.name}: not published here, so a delta from it would fit no device; publish it first")
-    signed = read_listing(target.custom, path).size
-    if signed != size:
+    signed = read_listing(target.custom, path)
+    if signed.size != size:
         raise InputError(
-            f"{base.name}: its files have {size} bytes, {signed} were published: they are others now; "
+            f"{base.name}: its files have {size} bytes, {signed.size} were published: they are others now; "
+            "publish without a delta from it"
+        )
+    if others := {group for group, _ in groups} - {wrap.group for wrap in signed.wraps}:
+        raise InputError(
+            f"{base.name}: {', '.join(sorted(others))} may not read it, and could work it out from a delta; "
             "publish without a delta from it"
         )
 

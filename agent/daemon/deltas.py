@@ -65,9 +65,11 @@ class Deltas:
         return said
 
     def _find(self, ref: Ref, trusted: Trusted) -> tuple[ReleaseRecord, TargetInfo, int] | None:
-        """The smallest delta that leads to a release from one that is verified here, and the size of its parts."""
+        """The smallest delta from a release of the same model that is verified here, and the size of its parts."""
+        stem = ref.name.rpartition("_")[0]
         here = [one for one in self.ledger.all("release", ReleaseRecord).values() if one.verified]
-        found = [(base, info) for base in here if (info := trusted.find(delta_path(ref.name, base.ref.digest)))]
+        same = [one for one in here if one.ref.name.rpartition("_")[0] == stem]
+        found = [(base, info) for base in same if (info := trusted.find(delta_path(ref.name, base.ref.digest)))]
         if not found:
             return None
         base, info = min(found, key=lambda one: one[1].length)

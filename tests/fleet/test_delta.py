@@ -16,6 +16,7 @@ from agent.trust.sealing import SALT_BYTES, Opener, seal
 from fleet import cli
 from fleet.delta import Release, make, segments_of
 from fleet.publish import describe, newest_publics, publish, read_pieces, seal_delta, size_of
+from provisioning.keys import init_group
 from tests.fleet.desk import NEW, NOW, OLD, OTHER, checked
 
 KEY, OLD_KEY = bytes(range(32)), bytes(32)
@@ -190,6 +191,16 @@ def test_a_base_whose_files_changed_since_is_refused(desk):
     assert [ref.name for ref in desk.load().refs()] == [OLD]
 
 
+def test_a_delta_tells_nobody_of_a_release_that_was_not_for_them(desk):
+    """Who can read the new release and the delta could work out the old one."""
+    older = checked(OLD, weights=model(BIG))
+    publish(desk.repository, older, newest_publics(desk.keyring, ["g1"]), now=NOW)
+    init_group(desk.keyring, "g2")
+    both = newest_publics(desk.keyring, ["g1", "g2"])
+    with pytest.raises(InputError, match="g2 may not read it"):
+        publish(desk.repository, checked(NEW, weights=model(BIG)), both, bases=[older], now=NOW)
+
+
 # --- the command -----------------------------------------------------------------------------------------------
 
 
@@ -229,6 +240,8 @@ def test_bases_can_be_named(desk, folder, capsys):
     publish_by_command(desk, folder, older, "--no-delta")
     assert publish_by_command(desk, folder, NEW, "--delta-from", older, "--delta-from", OLD) == 2
     assert f"{OLD}: not published here" in capsys.readouterr().err
+    assert publish_by_command(desk, folder, NEW, "--delta-from", OTHER) == 2
+    assert f"{OTHER}: another model than {NEW}" in capsys.readouterr().err
     publish_by_command(desk, folder, OLD, "--no-delta")
     assert publish_by_command(desk, folder, NEW, "--delta-from", older, "--delta-from", OLD) == 0
     said = capsys.readouterr().out
