@@ -103,13 +103,14 @@ def main() -> None:
     heads = {case: totals[case].of_file for case in CASES}
     sealed = {f"{case}_of_sealed": totals[case].of_sealed for case in CASES}
     if not quick:
-        figures = {f"{name} {case}": str(one) for (name, case), one in found.items()}
-        claims = {f"{name} {case}": f"{names[name]}, {CASES[case]}: share of file / of sealed" for name, case in found}
-        claims = {
-            case: f"{text}: share of the model files, all models together" for case, text in CASES.items()
-        } | claims
+        claims = {}
+        for case, text in CASES.items():
+            claims[case] = f"{text}: delta / model file, all models together"
+            claims[f"{case}_of_sealed"] = "the same delta / the whole sealed release"
+        claims |= {f"{name} {case}": f"{names[name]}, {CASES[case]}: both shares" for name, case in found}
         claims |= {key: text for key, text in COSTS.items() if key in costs}
-        _results.write("delta", claims, heads | figures | costs)
+        each = {f"{name} {case}": str(one) for (name, case), one in found.items()}
+        _results.write("delta", claims, heads | sealed | each | costs)
     _results.tell(heads | sealed | costs)
 
 
