@@ -20,8 +20,19 @@ from msgspec.structs import replace
 
 from agent.core.documents import to_json
 from agent.core.errors import InputError
-from agent.trust.delta import RECIPE, RECIPE_BYTES, Change, Recipe, Segment, Words, by_exponent, taken_by, words_of
-from agent.trust.sealing import BLOCK_BYTES, LEVEL, Group, SealedPart, grouped
+from agent.trust.delta import (
+    RECIPE,
+    RECIPE_BYTES,
+    RUN_BYTES,
+    Change,
+    Recipe,
+    Segment,
+    Words,
+    by_exponent,
+    taken_by,
+    words_of,
+)
+from agent.trust.sealing import LEVEL, Group, SealedPart, grouped
 
 SMALL_BYTES = 64  # tensors below are as the octets between tensors
 SAMPLE_BYTES = 1024 * 1024
@@ -192,8 +203,8 @@ def residuals(segments: Sequence[Segment], new: bytes, old: bytes) -> Iterator[b
     """What the delta holds of a part, in blocks."""
     start = 0
     for one in segments:
-        for done in range(0, one.size, BLOCK_BYTES):
-            length = min(BLOCK_BYTES, one.size - done)
+        for done in range(0, one.size, RUN_BYTES):
+            length = min(RUN_BYTES, one.size - done)
             at = one.at + taken_by(one, done)
             yield residual(one, new[start : start + length], old[at : at + taken_by(one, length)])
             start += length

@@ -185,4 +185,4 @@ def test_rebuilding_needs_little_memory():
             pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 64 * 1024 * 1024
+    assert peak < 48 * 1024 * 1024
