@@ -25,7 +25,7 @@ async def test_what_expires_soon_is_told_by_the_device(tmp_path):
 
     def intake():
         ledger = Ledger(tmp_path / "ledger.db")
-        made = Intake("cam-7", "g1", None, ledger, None, None, built=now - timedelta(days=30))
+        made = Intake("cam-7", "g1", None, ledger, None, None, built=now - timedelta(days=30), poll_s=60.0)
         made.client = TufClient(tmp_path / "tuf", repository.store, repository.pinned, made.check)
         return made
 
