@@ -94,7 +94,12 @@ def connected(where: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as error:
-        raise TransferError(f"{where}: no connection ({short(error)}): check the network; it is tried again") from error
+        raise unreachable(error, where) from error
+
+
+def unreachable(error: Exception, where: str) -> TransferError:
+    """What a connection that failed means."""
+    return TransferError(f"{where}: no connection ({short(error)}): check the network; it is tried again")
 
 
 def refused(status: int, where: str, code: str = "") -> TransferError:

@@ -25,10 +25,16 @@ class HttpsStore:
         parts = urlsplit(settings.url)
         if not parts.hostname or parts.query or (settings.cert is None) != (settings.key is None):
             raise InputError(f"{settings.url}: write https://host/path; `cert` and `key` go together")
+        try:
+            context = ssl.create_default_context(cafile=settings.ca)
+            if settings.cert is not None:
+                context.load_cert_chain(settings.cert, settings.key)
+        except OSError as error:
+            raise InputError(f"{settings.url}: ca, cert or key cannot be used ({error}): correct agent.yaml") from error
         self.url = settings.url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {settings.bearer}"} if settings.bearer else {}
         self._pool = PoolManager(
-            ssl_context=_context(settings),
+            ssl_context=context,
             timeout=Timeout(connect=answers.CONNECT_S, read=answers.READ_S),
             retries=Retry(total=REDIRECTS, redirect=REDIRECTS, connect=0, read=0, status=0, other=0),
         )
@@ -49,20 +55,3 @@ class HttpsStore:
             body.close()
             raise answers.refused(body.status, where)
         return answers.download(body, body.status, body.headers, start, etag, where)
-
-
-def _context(settings: StoreSettings) -> ssl.SSLContext:
-    """Whom to trust, and who we are.
-
-    Raises:
-        InputError: a file is not there, or not what it should be.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.ca)
-        if settings.cert is not None:
-            context.load_cert_chain(settings.cert, settings.key)
-    except OSError as error:
-        raise InputError(
-            f"{settings.url}: ca, cert or key cannot be used ({error}): correct the store's settings"
-        ) from error
-    return context

@@ -82,9 +82,7 @@ def translated(where: str) -> Iterator[None]:
     except ClientError as error:
         raise _answered(error, where) from error
     except (SdkConnectionError, HTTPClientError) as error:
-        raise TransferError(
-            f"{where}: no connection ({answers.short(error)}): check the network; it is tried again"
-        ) from error
+        raise answers.unreachable(error, where) from error
     except BotoCoreError as error:
         raise TransferError(f"{where}: {answers.short(error)}: check the store's settings in agent.yaml") from error
 
