@@ -1,7 +1,7 @@
 """A download in figures: ours, verified and synced, beside curl and the AWS CLI, from one S3 server on this machine.
 
-1. Every program fetches the same object in turn, several times after one that warms up; the best wall time and the
-   least CPU time of each counts: the machine has other work.
+1. Every program fetches the same object in turn, several times after one that warms up; the best wall time, the
+   least CPU time and the shortest stall of each counts: the machine has other work.
 2. Ours runs as in the agent: in a worker thread beside an event loop that is asked every few milliseconds. Its times
    are those of the download, for an agent runs already; `cpu_ratio_with_start` counts Python and the SDK's imports too.
 3. curl's peer does the same work: fetch to a file, sync it, hash it. The AWS CLI does less: it does not sync.
@@ -34,6 +34,7 @@ CLAIMS = {
     "cpu_ratio_with_start": "as `cpu_ratio_to_awscli`, ours with its start from nothing",
     "peak_rss_mb": "most memory of the whole process that fetched (Python, SDK and all), MB",
     "max_stall_ms": "longest time that the event loop beside the download was held up, ms",
+    "idle_stall_ms": "the same of a loop beside which nothing is downloaded, ms",
     "size_mb": "size of the object, MB",
     "ours_mb_s": "ours, verified and synced, MB/s",
     "curl_mb_s": "`curl`, `sync` and `sha256sum`, MB/s",
@@ -103,7 +104,7 @@ class Measured:
         whole = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.whole = min(self.whole, whole)
         self.cpu = min(self.cpu, told.get("cpu", whole))
-        self.told = {key: max(value, self.told.get(key, 0.0)) for key, value in told.items()}
+        self.told = {key: min(value, self.told.get(key, value)) for key, value in told.items()}
 
 
 def programs(endpoint: str, target: Path, size: int, digest: str) -> dict[str, Callable[[], dict[str, float]]]:
@@ -129,6 +130,7 @@ def programs(endpoint: str, target: Path, size: int, digest: str) -> dict[str, C
         "awscli": lambda: run(aws, check),
         "ours_plain": lambda: run((*OURS, json.dumps({**asked, "verify": ""}))),
         "awscli_plain": lambda: run(aws),
+        "idle": lambda: run((*OURS, json.dumps({**asked, "verify": "idle"}))),
     }
 
 
@@ -155,7 +157,8 @@ def summed(measured: dict[str, Measured], size: int) -> dict[str, float]:
         "cpu_ratio_with_start": ours.whole / awscli.cpu,
     }
     figures |= {f"{name}_mb_s": size / MB / measured[name].wall for name in ("ours", "curl", "awscli")}
-    figures |= {f"{name}_cpu_s_per_gb": one.cpu / size * 1e9 for name, one in measured.items()}
+    figures |= {f"{name}_cpu_s_per_gb": one.cpu / size * 1e9 for name, one in measured.items() if name != "idle"}
+    figures |= {"idle_stall_ms": measured["idle"].told["stall"]}
     figures |= {"peak_rss_mb": ours.told["rss"], "max_stall_ms": ours.told["stall"], "size_mb": size / MB}
     return {key: round(value, 2) for key, value in figures.items()}
 

@@ -27,7 +27,7 @@ LOOK_S = 30.0  # a stick that is mounted there, and a folder that is made later,
 TRIES = 2  # of a release: the first may have begun before the import
 
 
-@dataclass
+@dataclass(eq=False)
 class Imports:
     """Takes files, one at a time; from `folder` by itself."""
 
