@@ -18,6 +18,7 @@ from agent.trust.listing import delta_path, target_path
 from fleet import terminal
 from fleet.broker import Broker
 from fleet.deploy import LIFETIME, sign_command
+from fleet.export import export
 from fleet.intent_cli import add_intent
 from fleet.keyring import Keyring, check_word
 from fleet.options import add_broker, add_repository, broker, repository, seconds
@@ -57,6 +58,13 @@ def make_parser() -> ArgumentParser:
     one = commands.add_parser("list", help="what is published, and what expires when")
     add_repository(one)
     one.set_defaults(act=run_list)
+
+    one = commands.add_parser("export", help="one file with what a group's devices read, for a site without a network")
+    one.add_argument("--group", required=True)
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="for `edge-agent import`, e.g. site.zip")
+    one.add_argument("--release", action="append", default=[], help="beside what is deployed there; repeat")
+    add_repository(one)
+    one.set_defaults(act=run_export)
 
     add_intent(commands)
 
@@ -155,6 +163,16 @@ def run_list(options: Namespace) -> None:
         left = expires - now
         state = f"expires in {left.days} d {left.seconds // 3600} h" if left > timedelta(0) else "has EXPIRED"
         terminal.say(f"{role}: {state}")
+
+
+def run_export(options: Namespace) -> None:
+    """`export`."""
+    found = repository(options)
+    with terminal.bars() as tell:
+        names = export(found, options.group, options.release, options.out, now=terminal.now(), tell=tell)
+    expires = found.timestamp.signed.expires
+    terminal.say(f"{options.out}: {', '.join(names)} for {options.group}")
+    terminal.say(f"devices take it until {expires.isoformat()}; later, `edge-fleet refresh` and export again")
 
 
 def run_command(options: Namespace) -> None:

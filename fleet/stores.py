@@ -56,6 +56,8 @@ def open_store(
     Raises:
         InputError: the URL is not one of these, or the settings do not fit together.
     """
+    if url.startswith("https://"):
+        raise InputError(f"{url}: a web server is only read; a desk takes the bucket or folder behind it")
     settings = StoreSettings(
         url=url, endpoint=endpoint, region=region, access_key=access_key, secret_key=secret_key, ca=ca
     )

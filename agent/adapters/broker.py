@@ -12,7 +12,6 @@ The broker is not trusted; `receive` verifies.
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 import aiomqtt
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters import backoff
 from agent.adapters.connection import (
     FAREWELL_S,
     STATE_EXPIRY_S,
@@ -93,8 +93,8 @@ class Link:
                 )
                 log.info("broker %s", self.last_error)
             _end_if_cancelled()
-            lost = 0 if self.connections > came else min(lost + 1, 12)
-            await asyncio.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**lost)))  # noqa: S311  jitter
+            lost = 1 if self.connections > came else lost + 1
+            await asyncio.sleep(backoff.wait_s(lost, FIRST_WAIT_S, LONGEST_WAIT_S))
 
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool, expiry_s: float | None) -> bool:
         """Says something now or never; True when the broker has it (QoS 0: when it is on its way)."""

@@ -10,14 +10,14 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, BinaryIO, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from agent.core.documents import Document
 from agent.core.errors import InputError, TransferError, TrustError
@@ -26,19 +26,32 @@ CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's mem
 KEY_BYTES = 1024  # what S3 allows
 
 Seconds = Annotated[float, Meta(gt=0)]
+CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
+
+
+class Limits(Document):
+    """What one link may carry. MB are 10^6 bytes."""
+
+    budget_mb_per_day: Seconds | None = None
+    rate_limit_mb_s: Seconds | None = None
+    window: Annotated[str, Meta(pattern=f"^{CLOCK}-{CLOCK}$")] | None = None  # from-to, local time
 
 
 class StoreSettings(Document):
     """Where releases come from; `store:` in agent.yaml."""
 
-    url: Annotated[str, Meta(pattern=r"^(s3|file)://")]
+    url: Annotated[str, Meta(pattern=r"^(s3|https|file)://")]
     endpoint: str | None = None  # URL of an S3-compatible server; None is AWS
     region: str | None = None  # None takes the SDK's own choice
     access_key: str | None = None  # None takes the SDK's usual chain (environment, files, instance role)
     secret_key: str | None = None
     ca: str | None = None  # a PEM file with the authorities to trust instead of the system's
+    bearer: str | None = None  # a token for an https:// store
+    cert: str | None = None  # PEM files of this device's own certificate and key, for an https:// store
+    key: str | None = None
     poll_s: Seconds = 300.0
     rate_limit_mb_s: Seconds | None = None
+    links: Mapping[str, Limits] = field(default_factory=dict)
 
 
 class Missing(TransferError):  # noqa: N818  an answer, named as it reads
@@ -77,7 +90,7 @@ class Download:
 
 
 class Store(Protocol):
-    """What S3, a folder and the fake in the tests have in common."""
+    """What a device needs of a store."""
 
     def read(self, key: str, limit: int) -> bytes:
         """The whole object.
@@ -101,11 +114,15 @@ class Store(Protocol):
 
 
 def open_store(settings: StoreSettings) -> Store:
-    """The store at `s3://bucket/prefix` or `file:///path`. Nothing is contacted yet.
+    """The store at `s3://bucket/prefix`, `https://host/path` or `file:///path`. Nothing is contacted yet.
 
     Raises:
         InputError: the URL is not one of these, or the settings do not fit together.
     """
+    if settings.url.startswith("https://"):
+        from agent.adapters.https import HttpsStore  # noqa: PLC0415  as below
+
+        return HttpsStore(settings)
     place = place_of(settings.url)
     if isinstance(place, Path):
         return FileStore(place)
@@ -122,7 +139,7 @@ def place_of(url: str) -> Path | tuple[str, str]:
         return Path("/") / prefix
     if parts.scheme == "s3" and parts.netloc:
         return parts.netloc, prefix
-    raise InputError(f"{url}: not a store; write s3://bucket/prefix or file:///path/to/folder")
+    raise InputError(f"{url}: not a store; write s3://bucket/prefix or file:///path/to/folder, or https://host/path")
 
 
 def check_key(key: str) -> str:
@@ -161,7 +178,7 @@ class FileStore:
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`."""
         path = self._path(key)
-        number = self._open(path, key)
+        number = self.descriptor(key)
         found = os.fstat(number)
         mark = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
         if (etag not in {None, mark}) or start > found.st_size:
@@ -174,8 +191,9 @@ class FileStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
-    def _open(self, path: Path, key: str) -> int:
-        """A descriptor of a plain file inside the store: a stick may hold links, pipes and devices."""
+    def descriptor(self, key: str) -> int:
+        """Of a plain file inside the store: a stick may hold links, pipes and devices. Raises as `Store.stream`."""
+        path = self._path(key)
         try:
             if not path.resolve(strict=True).is_relative_to(self.root.resolve()):
                 raise Missing(f"{key}: it is a link out of {self.root}; put the file itself there")

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent import VERSION
-from agent.adapters import files, folder_watch, host, service
+from agent.adapters import backoff, files, folder_watch, host, service
 from agent.adapters.broker import Link, Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.adapters.pulse import Pulse
+from agent.adapters.source import Source
 from agent.adapters.store import open_store
 from agent.adapters.tuf_client import Chain, TufClient
 from agent.core import plan
@@ -32,6 +33,7 @@ from agent.daemon.bench import Bench
 from agent.daemon.board import Board
 from agent.daemon.commands import Commands
 from agent.daemon.control import Control
+from agent.daemon.imports import Imports
 from agent.daemon.intake import Intake
 from agent.daemon.jobs import Jobs
 from agent.daemon.keyring import Keyring
@@ -45,6 +47,7 @@ from agent.daemon.steps import Steps
 BUILT = datetime(2026, 11, 1, tzinfo=UTC)  # of this release of the agent: no earlier time is believed
 TWICE = 1.5  # availability needs the new seat beside the old one, with some room for the rest of the machine
 AGAIN_S = 5.0
+POLL_AGAIN_S = 2.0  # first wait for a store that failed; doubled
 BEAT_S = 5.0  # without systemd nobody asks for a beat; the loop's lag is still of interest
 
 
@@ -86,16 +89,16 @@ class Agent:
         self.outbox = Outbox(state / "outbox.db")
         self.news = News(settings.device, self.ledger, self.outbox)
         keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
-        store = open_store(settings.store)
-        self.tuf = TufClient(state / "tuf", store, read_root(Path(settings.root)), self._check)
+        store = settings.store
+        source = Source(open_store(store), store.rate_limit_mb_s, store.links, self.ledger)
+        self.tuf = TufClient(state / "tuf", source, read_root(Path(settings.root)), self._check)
         self.intake = Intake(
-            settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT, settings.store.poll_s
-        )  # fmt: skip
+            settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT, store.poll_s
+        )
         self.commands = Commands(self.intake, self.ledger, self.news)
         self.runner = RunnerLink(settings.runner)
-        limit = settings.store.rate_limit_mb_s
         self.steps = Steps(
-            state / "models", store, int(limit * 1e6) if limit else None, self.ledger, keyring, self.runner,
+            state / "models", source, self.ledger, keyring, self.runner,
             lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
             settings.quota_mb,
         )  # fmt: skip
@@ -107,9 +110,12 @@ class Agent:
             lambda: self.link, self.changed, self.pulse,
         )  # fmt: skip
         self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
+        self.imports = Imports(
+            settings.import_folder, source, self.intake, self.ledger, self.news, self.reconcilers, self.changed
+        )
         self.jobs = Jobs(
-            self.intake, self.commands, self.ledger, self.news, self.runner, self.bench, self.reconcilers,
-            self.reporter.now, self.changed,
+            self.imports, self.intake, self.commands, self.ledger, self.news, self.runner, self.bench,
+            self.reconcilers, self.reporter.now, self.changed,
         )  # fmt: skip
         self.control = Control(settings.run / "control.sock", self.jobs)
 
@@ -123,6 +129,7 @@ class Agent:
                     "benches": self._end_benches,
                     "poll": self._poll,
                     "slots": lambda: self._keep_slots(tasks),
+                    "imports": self.imports.run,
                     "jobs": self.jobs.run,
                     "report": self.reporter.run,
                     "control": self.control.run,
@@ -208,9 +215,10 @@ class Agent:
             else:
                 failures = 0
             self.note()
-            wait = min(self.settings.store.poll_s, 2.0 ** min(failures, 12)) if failures else self.settings.store.poll_s
+            poll_s = self.settings.store.poll_s
+            spread = poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
             try:
-                async with asyncio.timeout(wait * random.uniform(0.8, 1.0)):  # noqa: S311  fleets must not poll in step
+                async with asyncio.timeout(backoff.wait_s(failures, POLL_AGAIN_S, poll_s) if failures else spread):
                     await self.intake.poll_now.wait()
             except TimeoutError:
                 continue

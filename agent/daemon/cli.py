@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID
 
 from agent import VERSION
 from agent.adapters import files
@@ -38,6 +41,8 @@ M_ARENA_MAX = -8  # malloc.h
 ASK_S = 60.0
 BENCH_S = 1800.0
 WATCH_S = 1.0
+FOLLOW_S = 0.25
+IMPORT_S = 3600.0  # 30 GB from a slow stick
 
 
 def main() -> None:
@@ -75,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     one = add(commands, "bench", bench, "measure every candidate of a slot now, beside what serves")
     one.add_argument("slot", nargs="?", help="one slot (default: all)")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
-    one = add(commands, "sync", sync, "ask the store now, without waiting for the next poll")
+    add(commands, "sync", sync, "ask the store now, without waiting for the next poll")
+    add(commands, "pull", pull, "ask the store now, and show how what is wanted comes, until it serves")
+    one = add(commands, "import", bring, "take releases and deployments from a file of `edge-fleet export`")
+    one.add_argument("file", type=Path, help="the file, where the agent's user can read it")
     one = add(commands, "retry", retry, "try again what failed for reasons that may have passed")
     one.add_argument("slot", nargs="?", help="one slot (default: all)")
     add(commands, "doctor", examine, "what this device has, lacks, and what to do about it")
@@ -178,6 +186,53 @@ def sync(arguments: argparse.Namespace) -> int:
     asked(read_settings(arguments.config), Verb.SYNC, None, ASK_S)
     print("synced")
     return 0
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """One poll, and all that follows from it; Ctrl-C ends the watching, not the work."""
+    settings = read_settings(arguments.config)
+    asked(settings, Verb.SYNC, None, ASK_S)
+    began = datetime.now(UTC)
+    state = follow(settings, lambda state: state.at > began and all(map(show.has_ended, state.slots.values())))
+    if not state.slots:
+        print("synced: no slot is deployed yet")
+    for slot in state.slots.values():
+        print(f"{slot.slot}: {f'{slot.serving} serves' if show.is_wanted(slot) else slot.reason}")
+    return 0 if all(map(show.is_wanted, state.slots.values())) else 1
+
+
+def bring(arguments: argparse.Namespace) -> int:
+    """A file in the store's place."""
+    settings, file = read_settings(arguments.config), arguments.file.resolve()
+    question = Question(verb=Verb.SYNC, file=str(file))
+    ask(
+        settings.run / "control.sock", question, IMPORT_S,
+        lambda sock: follow(settings, lambda _: bool(select.select([sock], [], [], 0)[0])),
+    )  # fmt: skip
+    print(f"imported {file}: `edge-agent status` shows what comes of it")
+    return 0
+
+
+def follow(settings: Settings, has_ended: Callable[[State], bool]) -> State:
+    """Progress of every slot, until it has ended.
+
+    Raises:
+        TransferError: no agent is at work.
+    """
+    with Progress("{task.description}", BarColumn(), DownloadColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+        while True:
+            state = read_state(settings)
+            if (datetime.now(UTC) - state.at).total_seconds() > show.STALE_S:
+                raise TransferError(f"{settings.run}: the agent does not run any more; look at its log")
+            for slot in state.slots.values():
+                if slot.slot not in tasks:
+                    tasks[slot.slot] = bars.add_task("", total=None)
+                text, total = f"{slot.slot}: {show.doing(slot)}", slot.fetch_size or None
+                bars.update(tasks[slot.slot], description=text, completed=slot.fetched, total=total)
+            if has_ended(state):
+                return state
+            time.sleep(FOLLOW_S)
 
 
 def retry(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Question(Document):
 
     verb: Verb
     slot: str | None = None
+    file: str | None = None  # to sync with, instead of the store
 
 
 class Said(Document):
@@ -72,13 +74,15 @@ class Control:
             return Said(error="only root and the agent's own user may ask; use sudo")
         try:
             question = from_json(Question, line, "question")
-            return Said(result=await self.jobs.do(question.verb, question.slot))
+            return Said(result=await self.jobs.do(question.verb, question.slot, question.file))
         except EdgeError as error:
             return Said(error=str(error))
 
 
-def ask(path: Path, question: Question, timeout_s: float) -> dict[str, Any]:
-    """The daemon's answer, for commands.
+def ask(
+    path: Path, question: Question, timeout_s: float, meanwhile: Callable[[socket.socket], object] = lambda _: None
+) -> dict[str, Any]:
+    """The daemon's answer, for commands; `meanwhile` may watch while it is being found.
 
     Raises:
         TransferError: no daemon listens there.
@@ -89,6 +93,7 @@ def ask(path: Path, question: Question, timeout_s: float) -> dict[str, Any]:
         try:
             sock.connect(str(path))
             sock.sendall(to_json(question) + b"\n")
+            meanwhile(sock)
             with sock.makefile("rb") as stream:
                 line = stream.readline()
         except OSError as error:

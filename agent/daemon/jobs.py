@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -22,6 +23,7 @@ from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
 from agent.daemon.commands import Commands, Known
+from agent.daemon.imports import Imports
 from agent.daemon.intake import Intake
 from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler
@@ -32,6 +34,7 @@ from agent.daemon.runner_link import RunnerLink
 class Jobs:
     """Does jobs and answers for them."""
 
+    imports: Imports
     intake: Intake
     commands: Commands
     ledger: Ledger
@@ -50,13 +53,16 @@ class Jobs:
                 command = await self.news.jobs.get()
                 tasks.create_task(self._serve(command), name=f"command {command.verb}")
 
-    async def do(self, verb: Verb, slot: str | None) -> dict[str, object]:
-        """The result of one job.
+    async def do(self, verb: Verb, slot: str | None, file: str | None = None) -> dict[str, object]:
+        """The result of one job; a sync may be with an exported file.
 
         Raises:
             EdgeError: why it could not be done.
         """
         match verb:
+            case Verb.SYNC if file is not None:
+                await self.imports.take(Path(file))
+                return {"imported": file}
             case Verb.SYNC:
                 await self.intake.poll()
                 return {"synced": datetime.now(UTC).isoformat()}

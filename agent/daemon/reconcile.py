@@ -8,12 +8,12 @@
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from agent.adapters import backoff
 from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
@@ -102,6 +102,10 @@ class Reconciler:
         """Of a fetch that runs now."""
         return self.steps.progress.get(self.slot)
 
+    def tries(self, ref: Ref) -> int:
+        """How often a release could not be had or handled, since it last could."""
+        return self._tries[ref]
+
     def retry(self) -> None:
         """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
         self._not_before.clear()
@@ -160,10 +164,8 @@ class Reconciler:
             self._back_off(ref)
 
     def _back_off(self, ref: Ref) -> None:
-        first, longest = BACK_OFF_S
-        delay = min(longest, first * 2 ** min(self._tries[ref], 10))
         self._tries[ref] += 1
-        self._not_before[ref] = time.monotonic() + delay * random.uniform(0.5, 1.0)  # noqa: S311  jitter, no secret
+        self._not_before[ref] = time.monotonic() + backoff.wait_s(self._tries[ref], *BACK_OFF_S)
 
     async def _miss(self, place: Place, failure: Failure, device: Device) -> None:
         """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from msgspec.structs import replace
+
 from agent import VERSION
 from agent.adapters import files, host
 from agent.adapters.broker import Link, device_topic
@@ -29,10 +31,11 @@ from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
-from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported
+from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported, summary
 from agent.daemon.steps import Progress
 
 REFRESH_S = 1.0  # counters move while nothing else does
+PROGRESS_S = 5.0  # that bytes came is no news for the fleet more often than this
 QUIET_S = 0.05  # changes that come together are shown together
 HEALTH_EXPIRY_S = 60.0
 FIGURES_EXPIRY_S = 24 * 3600.0
@@ -59,6 +62,7 @@ class Reporter:
 
     def __post_init__(self) -> None:
         self._said: object = None
+        self._said_at = 0.0
         self._before: dict[str, tuple[float, float, Counters]] = {}  # at, of the promotion at, counters
 
     async def run(self) -> None:
@@ -112,12 +116,14 @@ class Reporter:
         link = self.link()
         if link is None or not link.connected:
             return
-        said = (link.connections, {**reported(state), "at": None})
-        if said == self._said:
+        still = [replace(summary(slot), progress=0.0) for slot in state.slots.values()]
+        said, now = (link.connections, {**reported(state), "at": None, "slots": still}), time.monotonic()
+        moves = any(slot.fetched for slot in state.slots.values()) and now - self._said_at >= PROGRESS_S
+        if said == self._said and not moves:
             return
         topic = device_topic(self.settings.device, "reported")
         if await link.publish(topic, to_json(reported(state)), 1, retain=True, expiry_s=None):
-            self._said = said
+            self._said, self._said_at = said, now
 
     async def _health(self, state: State) -> None:
         link = self.link()

@@ -56,6 +56,7 @@ class Settings(Document):
     state_folder: str = "/var/lib/edge-agent"
     run_folder: str = "/run/edge-agent"
     quota_mb: Annotated[float, Meta(gt=0)] | None = None
+    import_folder: Annotated[str, Meta(pattern="^/")] | None = None
     runner: RunnerSettings = RunnerSettings()
     slots: Mapping[str, SlotSettings] = field(default_factory=dict)
     health_s: Seconds = 30.0

@@ -103,6 +103,17 @@ def doing(slot: SlotState) -> str:
     return f"{step}{progress}{reason}"
 
 
+def is_wanted(slot: SlotState) -> bool:
+    """Whether what serves is what is wanted."""
+    desired = slot.record.desired
+    return desired is None or (desired.name, desired.digest) == (slot.serving, slot.digest)
+
+
+def has_ended(slot: SlotState) -> bool:
+    """Whether what is wanted serves, or was rejected."""
+    return is_wanted(slot) or any(one.ref == slot.record.desired for one in slot.rejections)
+
+
 def why(state: State, names: Iterable[str]) -> RenderableType:
     """The evidence behind what serves, what was rejected and why, and the newest events."""
     parts: list[RenderableType] = [Text(f"! {what}", style=BAD) for what in troubles(state)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from agent.adapters import files, memory_file
 from agent.adapters.fetch import Mismatch, NoRoom, fetch
 from agent.adapters.ledger import Ledger
-from agent.adapters.store import Store
+from agent.adapters.source import Source
 from agent.adapters.tuf_client import TargetInfo, Trusted
 from agent.core import messages, plan
 from agent.core.candidate import Evidence, Failure, judge
@@ -76,8 +76,7 @@ class Steps:
     """Does the planner's steps for every slot."""
 
     folder: Path
-    store: Store
-    rate_limit: int | None
+    source: Source
     ledger: Ledger
     keyring: Keyring
     runner: RunnerLink
@@ -159,8 +158,8 @@ class Steps:
         def get(target: TargetInfo, place: Path) -> None:
             progress.total = target.length
             fetch(
-                self.store, target.key, place, target.length, target.sha256,
-                on_progress=count, should_stop=stop.is_set, rate_limit=self.rate_limit,
+                self.source, target.key, place, target.length, target.sha256,
+                on_progress=count, should_stop=stop.is_set, rate_limit=self.source.pace(),
             )  # fmt: skip
 
         try:

@@ -1,4 +1,4 @@
-"""One contract for every store: S3, a folder, and the fake."""
+"""One contract for every store: S3, a web server, a folder, an exported file, and the fake."""
 
 import io
 import os
@@ -9,17 +9,45 @@ import pytest
 from agent.adapters.store import Changed, FileStore, Missing, StoreSettings
 from agent.adapters.store import open_store as open_for_reading
 from agent.core.errors import InputError, TransferError, TrustError
-from fleet.stores import Exists, open_store
+from fleet.stores import DeskFolder, Exists, open_store
+from tests.adapters.certificates import Authority
+from tests.adapters.zips import Carried
 from tests.fakes.seaweed import BUCKET, EDGE
 from tests.fakes.store import FakeStore
+from tests.fakes.web import Published, Web
 
 CONTENT = bytes(range(256)) * 12 * 1024  # three pieces
 
 
-@pytest.fixture(params=["s3", "file", "fake"])
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates") / "web")
+
+
+@pytest.fixture
+def new_web(tmp_path, authority):
+    """Makes web servers: `new_web(mutual=True)`."""
+    webs = []
+
+    def make(**options):
+        folder = tmp_path / f"web-{len(webs)}"
+        folder.mkdir()
+        webs.append(Web(folder, authority, **options))
+        return webs[-1]
+
+    yield make
+    for one in webs:
+        one.close()
+
+
+@pytest.fixture(params=["s3", "https", "archive", "file", "fake"])
 def store(request, tmp_path):
     if request.param == "s3":
         return request.getfixturevalue("seaweed").store(f"contract/{uuid.uuid4().hex}")
+    if request.param == "https":
+        return Published(request.getfixturevalue("new_web")())
+    if request.param == "archive":
+        return Carried(tmp_path)
     return open_store(f"file://{tmp_path}/store") if request.param == "file" else FakeStore()
 
 
@@ -162,3 +190,59 @@ def test_a_bucket_without_a_prefix_is_a_store(seaweed):
     settings = StoreSettings(url=f"s3://{BUCKET}", endpoint=seaweed.endpoint, access_key=EDGE[0], secret_key=EDGE[1])
     store = open_for_reading(settings)
     assert store.read("rooted/key", 1) == b"1"
+
+
+def test_a_web_server_is_only_read():
+    """A desk that wants to publish through it is told where to."""
+    with pytest.raises(InputError, match="behind it"):
+        open_store("https://cdn.example/models")
+
+
+def test_a_bearer_token_opens_and_stays_at_its_host(new_web):
+    """The token is asked for and sent; a redirect to another host goes there without it, with the range."""
+    web, other = new_web(), new_web()
+    web.bearer = "a-token"
+    DeskFolder(web.folder).write("here", b"content")
+    DeskFolder(other.folder).write("blobs/there", CONTENT)
+    web.away = {"blobs/": other.url}
+    with pytest.raises(TransferError, match="credentials"):
+        web.store().read("here", 10)
+    store = web.store(bearer="a-token")
+    assert store.read("here", 10) == b"content"
+    assert whole(store.stream("blobs/there", 1000)) == CONTENT[1000:]
+    assert [one.get("Authorization") for one in other.asked] == [None]
+
+
+def test_a_changed_object_is_told_by_the_server(new_web):
+    """A rest is asked for under the condition that it is of the same object: not one byte of another travels as one."""
+    web = new_web()
+    DeskFolder(web.folder).write("key", CONTENT)
+    first = web.store().stream("key")
+    first.close()
+    whole(web.store().stream("key", 1000, first.etag))
+    assert (web.asked[-1]["Range"], web.asked[-1]["If-Range"]) == ("bytes=1000-", first.etag)
+
+
+def test_a_certificate_opens_where_one_is_wanted(new_web, authority):
+    """With mTLS the device's certificate is its credential; without it nothing is served."""
+    web = new_web(mutual=True)
+    DeskFolder(web.folder).write("key", b"content")
+    cert, key = authority.issue("cam-7")
+    assert web.store(cert=str(cert), key=str(key)).read("key", 10) == b"content"
+    with pytest.raises(TransferError, match="no connection"):
+        web.store().read("key", 10)
+
+
+def test_a_server_of_another_authority_is_not_spoken_to(new_web):
+    """The system's authorities do not vouch for it, and no `ca` was given."""
+    with pytest.raises(TransferError, match="no connection"):
+        new_web().store(ca=None).read("key", 10)
+
+
+@pytest.mark.parametrize(
+    "access", [{"ca": "/nowhere.pem"}, {"cert": "/nowhere.pem", "key": "/nowhere.key"}, {"key": "/k"}]
+)
+def test_files_that_are_not_there_are_named(access):
+    """A wrong path in the settings is said at the start, not at the first download."""
+    with pytest.raises(InputError, match=r"ca, cert or key cannot|go together"):
+        open_for_reading(StoreSettings(url="https://cdn.example/models", **access))

@@ -80,6 +80,13 @@ def test_what_is_left_out_has_the_values_of_the_example(tmp_path):
         ({"store": {"url": "file:///s", "polls": 3}}, "unknown field `polls` - at `$.store`"),
         ({"store": {"url": "ftp://x"}}, "at `$.store.url`"),
         ({"store": {"url": "file:///s", "poll_s": 0}}, "at `$.store.poll_s`"),
+        (
+            {"store": {"url": "s3://b", "links": {"wwan*": {"budget": 3}}}},
+            "unknown field `budget` - at `$.store.links[...]`",
+        ),
+        ({"store": {"url": "s3://b", "links": {"wwan*": {"window": "1-5"}}}}, "at `$.store.links[...].window`"),
+        ({"store": {"url": "s3://b", "links": {"wwan*": {"window": "23:00-24:00"}}}}, "window"),
+        ({"import_folder": "drop"}, "at `$.import_folder`"),
         ({"device": "cam/7"}, "at `$.device`"),
         ({"device": None}, "at `$.device`"),
         ({"broker": {"host": "h", "cert": "c.pem"}}, "`cert` and `key` go together"),

@@ -45,7 +45,7 @@ class Seaweed:
     def start(self):
         config = self.folder / "s3.json"
         config.write_text(json.dumps(IDENTITIES))
-        (self.folder / "blobs").mkdir()
+        (self.folder / "blobs").mkdir(exist_ok=True)  # what it had when it was stopped is there again
         self.process = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("weed")), "mini", f"-dir={self.folder / 'blobs'}",
@@ -53,7 +53,7 @@ class Seaweed:
                 "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
                 "-master.telemetry=false", *(f"-{name}={number}" for name, number in self.ports.items()),
             ],
-            stdout=(self.folder / "weed.log").open("wb"),
+            stdout=(self.folder / "weed.log").open("ab"),
             stderr=subprocess.STDOUT,
             env=os.environ | {"GOMEMLIMIT": "400MiB"},
             cwd=self.folder,

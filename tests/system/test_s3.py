@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
+from agent.adapters.fetch import SYNC_BYTES
 from models.folder import open_folder
-from tests.fakes.seaweed import ADMIN, BUCKET, EDGE
+from tests.fakes.seaweed import ADMIN, BUCKET, EDGE, Seaweed
 from tests.system.client import command
 from tests.system.plant import MODELS, ONE
 
 PADDED = ONE.replace("20250628", "20250701")
 PADDING_BYTES = 8_000_000  # of random weights, so that no compression makes them fewer
 CUT_BYTES = 3_000_000
+REBOOT_BYTES = 64_000_000  # a chunk is a quarter of it: what is fetched anew shows
 ASIDE_BYTES = 500_000  # all that is fetched beside the release: metadata, grant, deployment
 
 
@@ -53,7 +55,7 @@ def test_a_wrong_secret_is_told_in_plain_words(plant):
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped(plant, seaweed, new_proxy, tmp_path):
     """A connection reset in the middle of a release costs the rest of it once more, not the whole."""
-    release = plant.publish(PADDED, padded_release(tmp_path / "models"))
+    release = plant.publish(PADDED, padded_release(tmp_path / "models", PADDING_BYTES))
     plant.rollout(PADDED)
     proxy = new_proxy(seaweed.port)
     proxy.cut_after = CUT_BYTES
@@ -65,13 +67,49 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(plant, seaweed, new_pro
     assert size < proxy.down < size + ASIDE_BYTES
 
 
-def padded_release(folder):
-    """A models folder with a release of our own that weighs PADDING_BYTES more."""
+def test_a_reboot_in_the_middle_costs_a_chunk_at_most(new_plant, new_proxy, tmp_path):
+    """Cut at 60 %, the agent killed, the server started anew: the second life fetches the other 40 % and a chunk."""
+    (tmp_path / "server").mkdir()
+    server = Seaweed(tmp_path / "server")
+    server.start()
+    try:
+        keys = {"endpoint": server.endpoint, "access_key": ADMIN[0], "secret_key": ADMIN[1]}
+        plant = new_plant(url=f"s3://{BUCKET}/reboot", settings=keys)
+        release = plant.publish(PADDED, padded_release(tmp_path / "models", REBOOT_BYTES))
+        plant.rollout(PADDED)
+        proxy = new_proxy(server.port)
+        proxy.cut_after = int(0.6 * REBOOT_BYTES)
+        device = edge_device(plant, endpoint=proxy.endpoint)
+        device.until(lambda: proxy.cut_after is None, "60 % were sent")
+        proxy.refuse = True
+        proxy.reset_all()
+        device.until(lambda: kept(device) > 0.5 * REBOOT_BYTES, "what came is kept")
+        device.agent.kill()
+        device.agent.wait()
+        server.stop()
+        server.start()
+        before, proxy.refuse = proxy.down, False
+        device.start()
+        device.until_serving(release, confirmed=True)
+        size = sum(path.stat().st_size for path in device.models.rglob("*.sealed"))
+        assert size > REBOOT_BYTES
+        assert proxy.down - before < 0.4 * size + SYNC_BYTES + ASIDE_BYTES
+    finally:
+        server.stop()
+
+
+def kept(device):
+    """Bytes of an unfinished download that are certainly on the disk."""
+    return sum(json.loads(path.read_bytes())["synced"] for path in device.models.rglob("*.part.json"))
+
+
+def padded_release(folder, size):
+    """A models folder with a release of our own that weighs `size` bytes more."""
     ours = open_folder(MODELS)
     for room in ("weights", "metadata", "configs", "golden"):
         (folder / room).mkdir(parents=True)
     model = onnx.load(ours.weights(ONE))
-    ballast = np.random.default_rng(0).integers(0, 256, PADDING_BYTES, np.uint8)
+    ballast = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     model.graph.initializer.append(onnx.numpy_helper.from_array(ballast, "ballast"))
     onnx.save(model, folder / "weights" / f"{PADDED}.onnx")
     metadata = ours.metadata(ONE)[1] | {"name": PADDED, "version": "20250701"}

@@ -92,6 +92,12 @@ FLEET = [
     ("refresh --store file://{here}/device --keys keys", 1, "check the store's URL"),
     ("refresh --store file://{here}/store --keys device", 2, "no key of the role"),
     ("refresh", 2, "required: --store, --keys"),
+    # export
+    (f"export --group g1 {HERE}", 2, "required: --out"),
+    (f"export --group g1 --out x.zip {HERE}", 2, "name a release with --release, or roll one out first"),
+    (f"export --group g1 --out nowhere/x.zip --release {NEW} {HERE}", 2, "in one that is there"),
+    (f"export --group g1 --out . --release {NEW} {HERE}", 2, "in one that is there"),
+    (f"export --group g9 --out x.zip --release {NEW} {HERE}", 2, "sealed for g1 alone"),
     # rollout
     (f"rollout --group g1 --release {NEW.replace('0628', '0701')} {HERE}", 2, "`edge-fleet list` shows what is"),
     (f"rollout --group g1 --release ../../x {HERE}", 2, "cannot stand there"),
@@ -209,7 +215,7 @@ AGENT = [
     ("run --config keys", 78, "Is a directory"),
     *[
         case
-        for name in ("status", "why", "bench", "sync", "retry", "doctor")
+        for name in ("status", "why", "bench", "sync", "pull", "retry", "doctor")
         for case in (
             (f"{name} --config nowhere.yaml", 2, "`edge-provision device enrol` writes one"),
             (f"{name} --config keys/root.json", 2, "docs/agent.example.yaml explains every key"),
@@ -225,6 +231,11 @@ AGENT = [
     (f"bench pose {CONFIG}", 1, "is it running?"),
     (f"sync {CONFIG}", 1, "is it running?"),
     (f"sync now {CONFIG}", 2, "unrecognized arguments"),
+    (f"pull {CONFIG}", 1, "is it running?"),
+    (f"pull face_detection {CONFIG}", 2, "unrecognized arguments"),
+    (f"import {CONFIG}", 2, "required: file"),
+    (f"import site.zip {CONFIG}", 1, "is it running?"),
+    ("import site.zip --config nowhere.yaml", 2, "`edge-provision device enrol` writes one"),
     (f"retry {CONFIG}", 1, "is it running?"),
 ]
 
