@@ -9,6 +9,7 @@ import pytest
 import fleet.publish
 from agent.adapters import files
 from agent.adapters.ledger import Ledger
+from agent.adapters.source import Source
 from agent.adapters.store import Download, FileStore
 from agent.core import plan
 from agent.core.candidate import Backend, Found
@@ -79,8 +80,7 @@ class Shelf:
         self.keyring.take(self.desk.store.read(grant_key("g1", "cam-7"), 1 << 16), self.trusted.targets)
         self.steps = Steps(
             self.folder / "models",
-            self.line,
-            None,
+            Source(self.line, None, {}, self.ledger),
             self.ledger,
             self.keyring,
             None,
