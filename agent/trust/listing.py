@@ -15,6 +15,8 @@ from agent.core.names import check_form
 from agent.trust.grant import Epoch
 
 FORMAT: Literal["cob256+zstd+bg/v1"] = "cob256+zstd+bg/v1"
+DELTA: Literal["cob256+zstd+delta/v1"] = "cob256+zstd+delta/v1"
+BASE_DIGITS = 16  # of a base's digest, in a delta's path
 
 
 class Wrap(Document):
@@ -56,6 +58,14 @@ class Listing(Document):
         return max(fitting, key=lambda wrap: wrap.epoch)
 
 
+class DeltaListing(Document):
+    """The `custom` of a delta's TUF target."""
+
+    fmt: Literal["cob256+zstd+delta/v1"]
+    size: Annotated[int, Meta(ge=1)]  # bytes of all its parts together, opened
+    zstd: str  # the version whose compression gives the release's octets again
+
+
 def read_listing(custom: Any, where: str) -> Listing:
     """The listing of a verified target; `where` is its path.
 
@@ -84,3 +94,8 @@ def target_path(name: str) -> str:
     """
     check_form(name)
     return f"releases/{name}.sealed"
+
+
+def delta_path(name: str, base: str) -> str:
+    """Where TUF lists the delta that leads to a release from the one with this digest."""
+    return target_path(name).removesuffix("sealed") + f"from.{base[:BASE_DIGITS]}.delta"

@@ -20,6 +20,9 @@ import numpy as np
 import zstandard
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from msgspec import Meta
 
 from agent.core.documents import Document, to_json
@@ -30,9 +33,13 @@ BLOCK_BYTES = 4 * 1024 * 1024  # grouped at a time: large enough for zstd's wind
 CIPHER_BYTES = 1024 * 1024  # decrypted at a time
 HEADER_BYTES = 64 * 1024  # a part takes about 150 bytes
 PARTS = 64
+ZSTD = ".".join(map(str, zstandard.ZSTD_VERSION))  # each version may compress to other octets
 LEVEL = 3  # zstd; higher levels gain one point in a hundred at a hundredth of the speed
 WINDOW_BYTES = 8 * 1024 * 1024  # the most memory a zstd frame may ask for; level 3 asks for 2 MiB
 KEY_BYTES = 32
+SALT_BYTES = 24
+CHUNK_BYTES = 16 * 1024
+CHUNKED = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
 DOMAIN = "edge-model-agent/release/v1"
 
 Group = Literal[1, 2, 4, 8]
@@ -60,14 +67,19 @@ def bind(*words: str | int) -> bytes:
     return b"".join(len(word).to_bytes(4, "big") + word for word in encoded)
 
 
-def seal(key: bytes, path: str, parts: Sequence[SealedPart], contents: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+def seal(
+    key: bytes, path: str, parts: Sequence[SealedPart], contents: Iterable[Iterable[bytes]], salt: bytes = b""
+) -> Iterator[bytes]:
     """The sealed release, piece by piece; `contents` brings the bytes of each part, in any pieces.
+
+    With the salt of an earlier call, the octets are the same again; see SaltedEncryptor.
 
     Raises:
         InputError: the contents are not what the parts declare.
     """
     header = to_json(Header(v=1, parts=tuple(parts)))
-    encryptor = Cobblestone256Encryptor(key, bind(DOMAIN, path))
+    context = bind(DOMAIN, path)
+    encryptor = SaltedEncryptor(key, context, salt) if salt else Cobblestone256Encryptor(key, context)
     yield encryptor.update(len(header).to_bytes(4, "big") + header)
     compressor = zstandard.ZstdCompressor(level=LEVEL).compressobj()
     for part, content in zip(parts, contents, strict=True):
@@ -75,6 +87,36 @@ def seal(key: bytes, path: str, parts: Sequence[SealedPart], contents: Iterable[
             yield encryptor.update(compressor.compress(grouped(block, part.group)))
     yield encryptor.update(compressor.flush())
     yield encryptor.finalize()
+
+
+class SaltedEncryptor:
+    """Cobblestone-256 under a salt that was drawn before, which the library cannot be given.
+
+    Two contents under one salt break the seal: what comes out is kept only if it is, by digest, what the library gave.
+    """
+
+    def __init__(self, key: bytes, context: bytes, salt: bytes) -> None:
+        derived = HKDFExpand(SHA512(), 76, CHUNKED + salt + context).derive(key)
+        self._cipher, self._nonce = AESGCM(derived[:32]), int.from_bytes(derived[32:44], "big")
+        self._head = salt + derived[44:]
+        self._index = 0
+        self._rest = b""
+
+    def update(self, content: bytes) -> bytes:
+        """The next octets."""
+        content = self._rest + content
+        whole = len(content) // CHUNK_BYTES * CHUNK_BYTES
+        self._rest = content[whole:]
+        return b"".join(self._chunk(content[at : at + CHUNK_BYTES]) for at in range(0, whole, CHUNK_BYTES))
+
+    def finalize(self) -> bytes:
+        """The last octets."""
+        return self._chunk(self._rest)
+
+    def _chunk(self, content: bytes) -> bytes:
+        nonce, head = (self._nonce ^ self._index).to_bytes(12, "big"), b"" if self._index else self._head
+        self._index += 1
+        return head + self._cipher.encrypt(nonce, content, None)
 
 
 def blocks(part: SealedPart, content: Iterable[bytes]) -> Iterator[bytes]:

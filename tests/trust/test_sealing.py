@@ -11,7 +11,17 @@ from cryptography.cobblestone import Cobblestone256Encryptor
 from agent.core.documents import to_json
 from agent.core.errors import InputError, TrustError
 from agent.trust import sealing
-from agent.trust.sealing import BLOCK_BYTES, Opener, SealedPart, bind, grouped, seal, ungrouped
+from agent.trust.sealing import (
+    BLOCK_BYTES,
+    SALT_BYTES,
+    Opener,
+    SaltedEncryptor,
+    SealedPart,
+    bind,
+    grouped,
+    seal,
+    ungrouped,
+)
 from fleet.sealing import best_group
 
 KEY = bytes(range(32))
@@ -55,6 +65,27 @@ def header_of(*parts, v=1):
 def test_what_was_sealed_comes_out(sealed, step):
     """Parts come out byte for byte, however the sealed bytes are cut."""
     assert opened(sealed, step=step) == [WEIGHTS, b"", TEXT]
+
+
+@pytest.mark.parametrize("contents", [(WEIGHTS, b"", TEXT), (b"", b"", b""), (b"x" * 16_000, b"", TEXT)])
+def test_under_the_same_salt_the_octets_are_the_same_again(contents):
+    """What a device rebuilds is the file that the library sealed at the desk."""
+    parts = [part(name, content, 4) for name, content in zip("abc", contents, strict=True)]
+    first = b"".join(seal(KEY, PATH, parts, [[one] for one in contents]))
+    cut = [[one[at : at + 5_000_000] for at in range(0, len(one), 5_000_000)] for one in contents]
+    assert b"".join(seal(KEY, PATH, parts, cut, first[:SALT_BYTES])) == first
+
+
+@pytest.mark.parametrize("length", [0, 1, 16_383, 16_384, 16_385, 32_768, 50_000])
+@pytest.mark.parametrize("step", [1_000, 16_384, 40_000])
+def test_our_encryptor_under_a_salt_is_the_librarys(length, step):
+    """Chunk for chunk, also where the last one is empty, however the content is cut."""
+    content = WEIGHTS[:length]
+    library = Cobblestone256Encryptor(KEY, b"context")
+    first = library.update(content) + library.finalize()
+    ours = SaltedEncryptor(KEY, b"context", first[:SALT_BYTES])
+    again = b"".join(ours.update(content[at : at + step]) for at in range(0, length, step))
+    assert again + ours.finalize() == first
 
 
 def test_weights_shrink(sealed):
