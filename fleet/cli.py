@@ -14,14 +14,15 @@ from agent.core.documents import from_json
 from agent.core.errors import InputError, TransferError
 from agent.core.intent import Reply, Verb
 from agent.trust.expiry import expiring
+from agent.trust.listing import delta_path, target_path
 from fleet import terminal
 from fleet.broker import Broker
 from fleet.deploy import LIFETIME, sign_command
 from fleet.intent_cli import add_intent
 from fleet.keyring import Keyring, check_word
 from fleet.options import add_broker, add_repository, broker, repository, seconds
-from fleet.publish import newest_publics, publish
-from fleet.repository import Overtaken, expiries
+from fleet.publish import Checked, Publics, newest_base, newest_publics, publish, require_fit
+from fleet.repository import Overtaken, Repository, expiries
 from fleet.watch import Fleet
 
 LAST_WORDS = frozenset({"done", "failed", "rejected", "expired"})
@@ -44,6 +45,12 @@ def make_parser() -> ArgumentParser:
     one.add_argument("name", help="the release, e.g. face_detection_retinaface_widerface_20250628")
     one.add_argument("--folder", type=Path, default=Path("models"), help="with weights/, metadata/ and configs/")
     one.add_argument("--group", action="append", help="who may read it; repeat; default: every group known here")
+    deltas = one.add_mutually_exclusive_group()
+    deltas.add_argument(
+        "--delta-from", action="append", metavar="NAME",
+        help="a published release of the same model that devices have; repeat; default: the newest in the folder",
+    )  # fmt: skip
+    deltas.add_argument("--no-delta", action="store_true", help="devices take the release whole")
     add_repository(one)
     one.set_defaults(act=run_publish)
 
@@ -98,10 +105,41 @@ def run_publish(options: Namespace) -> None:
     for note in checked.notes:
         terminal.say(f"{options.name}: {note}")
     groups = newest_publics(found.keyring, options.group or found.keyring.groups())
+    bases = [] if options.no_delta else bases_of(found, options, groups)
     with terminal.bars() as tell:
-        ref = publish(found, checked, groups, now=terminal.now(), tell=tell)
+        ref = publish(found, checked, groups, bases=bases, now=terminal.now(), tell=tell)
     named = ", ".join(f"{group} (epoch {epoch})" for group, epoch in sorted(groups))
     terminal.say(f"published {ref} for {named}: sha256 {ref.digest}")
+    for base in bases:
+        terminal.say(worth(found, ref.name, base.name))
+
+
+def bases_of(found: Repository, options: Namespace, groups: Publics) -> list[Checked]:
+    """The releases that deltas are made from; one that nobody named is left out, with a word, where it does not fit."""
+    from models.check import check_release  # noqa: PLC0415  as in `run_publish`
+    from models.folder import open_folder  # noqa: PLC0415
+
+    if options.delta_from:
+        return [check_release(options.folder, name) for name in options.delta_from]
+    name = newest_base(found, options.name, open_folder(options.folder).releases())
+    if name is None:
+        return []
+    try:
+        base = check_release(options.folder, name)
+        require_fit(found, options.name, base, groups)
+    except InputError as error:
+        terminal.say(f"no delta from {name}: {error}")
+        return []
+    return [base]
+
+
+def worth(found: Repository, name: str, base: str) -> str:
+    """What a delta saves, in a sentence."""
+    whole, delta = found.find(target_path(name)), found.find(delta_path(name, found.ref(base).digest))
+    if whole is None or delta is None:
+        return f"delta from {base}: it would save too little, so devices take the release whole"
+    saved = 1 - delta.length / whole.length
+    return f"delta from {base}: {delta.length:,} of {whole.length:,} bytes, {saved:.0%} saved"
 
 
 def run_list(options: Namespace) -> None:

@@ -4,30 +4,38 @@
 2. The content key is random, wrapped to the newest epoch of each group, and then forgotten. A desk that missed a
    group's new epoch is told so: what it seals for the old one, a device that was taken out could open.
 3. The sealed bytes are spooled to a file, because they are named by their digest.
+4. A delta is sealed under the content key of the release that it leads to, and is made only from a release that all
+   readers of that one may read: who has both can work the base out. It is listed where it is clearly smaller.
+5. Nothing depends on a delta: a device that cannot use it takes the release whole.
 """
 
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from cryptography.cobblestone import Cobblestone256Encryptor
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
+from tuf.api.metadata import TargetFile
 
 from agent.core.documents import from_json, to_tree
 from agent.core.errors import InputError
+from agent.core.names import check_form
 from agent.core.release import Metadata, Ref
-from agent.trust.listing import FORMAT, Listing, Wrap, target_path
-from agent.trust.sealing import SealedPart, seal
+from agent.trust.listing import DELTA, FORMAT, DeltaListing, Listing, Wrap, delta_path, read_listing, target_path
+from agent.trust.sealing import SALT_BYTES, ZSTD, SealedPart, seal
+from fleet.delta import Release, make
 from fleet.deploy import newest_epoch
 from fleet.keyring import Keyring
 from fleet.repository import Repository, listed
 from fleet.sealing import best_group, wrap_key
 
 PIECE_BYTES = 1024 * 1024
+WORTH = 0.9  # a delta above this share of the whole file is not worth a second object in the store
 SAMPLE_BYTES = 1024 * 1024  # enough to tell float32 from float16
 
 Publics = Mapping[tuple[str, int], ec.EllipticCurvePublicKey]
@@ -67,33 +75,37 @@ def silent(step: str, done: int, total: int) -> None:
     """Tells nobody."""
 
 
-def publish(repository: Repository, checked: Checked, groups: Publics, *, now: datetime, tell: Tell = silent) -> Ref:
-    """Seals, uploads and lists a release for groups.
+def publish(
+    repository: Repository,
+    checked: Checked,
+    groups: Publics,
+    *,
+    bases: Sequence[Checked] = (),
+    now: datetime,
+    tell: Tell = silent,
+) -> Ref:
+    """Seals, uploads and lists a release for groups, with deltas from published releases where these pay.
 
     Raises:
-        InputError: its name was published before, there is no group, or a key is missing.
+        InputError: its name was published before, there is no group, a key is missing, or a base does not fit.
         TransferError: it could not be uploaded; nothing of it is visible.
     """
     path = target_path(checked.name)
-    if repository.find(path) is not None:
-        raise InputError(
-            f"release {checked.name}: published before; a name is one set of bytes for ever: choose a new one"
-        )
-    if not groups:
-        raise InputError("no group to publish for; make one with `edge-provision group init`")
+    require_new(repository, path, groups)
     check_epochs(repository, groups, now)
+    for base in bases:
+        require_fit(repository, checked.name, base, groups)
     contents = contents_of(checked)
     parts = [describe(name, content) for name, content in contents.items()]
     key = Cobblestone256Encryptor.generate_key()
-    listing = describe_listing(checked, sum(part.size for part in parts), wraps(key, path, groups))
+    listing = describe_listing(checked, size_of(parts), wraps(key, path, groups))
     with tempfile.TemporaryFile() as spool:
-        pieces = (
-            told(read_pieces(content), part, tell) for part, content in zip(parts, contents.values(), strict=True)
-        )
-        length, digest = spool_digest(seal(key, path, parts, pieces), spool)
-        tell("upload", 0, length)
-        repository.add(listed(path, length, digest, to_tree(listing)), spool)
-        tell("upload", length, length)
+        length, digest = spool_digest(seal(key, path, parts, all_told(parts, contents, tell)), spool)
+        salt = spool.read(SALT_BYTES)
+        spool.seek(0)
+        upload(repository, listed(path, length, digest, to_tree(listing)), spool, tell)
+    for base in bases:
+        add_delta(repository, key, salt, in_memory(checked, parts), base, int(WORTH * length), tell)
     repository.publish(now)
     return Ref(name=checked.name, digest=digest)
 
@@ -107,6 +119,96 @@ def check_epochs(repository: Repository, groups: Publics, now: datetime) -> None
                 f"group {group}: is at epoch {newest}, this desk knows {epoch}; copy groups/{group}/{newest}.pub from "
                 "the desk that enrols devices"
             )
+
+
+def add_delta(
+    repository: Repository, key: bytes, salt: bytes, new: Release, base: Checked, limit: int, tell: Tell
+) -> None:
+    """Uploads the delta from a published release, if it has at most `limit` bytes."""
+    old = in_memory(base, [describe(name, content) for name, content in contents_of(base).items()])
+    path = delta_path(new.name, repository.ref(base.name).digest)
+    with tempfile.TemporaryFile() as spool:
+        step, total = f"delta from {base.name}", size_of(new.parts)
+        length, digest, size = seal_delta(key, salt, path, new, old, spool, lambda done: tell(step, done, total))
+        if length <= limit:
+            custom = to_tree(DeltaListing(fmt=DELTA, size=size, zstd=ZSTD))
+            upload(repository, listed(path, length, digest, custom), spool, tell)
+
+
+def seal_delta(
+    key: bytes, salt: bytes, path: str, new: Release, old: Release, spool: BinaryIO, count: Callable[[int], None]
+) -> tuple[int, str, int]:
+    """Writes a sealed delta; its bytes, SHA-256, and the bytes of its parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        contents = make(new, old, salt, Path(folder), count)
+        groups = {part.name: part.group for part in new.parts}  # a sample would find the zeros of what did not change
+        parts = [replace(describe(name, one), group=groups.get(name, 1)) for name, one in contents.items()]
+        return *spool_digest(seal(key, path, parts, map(read_pieces, contents.values())), spool), size_of(parts)
+
+
+def require_new(repository: Repository, path: str, groups: Publics) -> None:
+    """Raises InputError where something was published here before, or nobody could read it."""
+    if repository.find(path) is not None:
+        raise InputError(f"{path}: published before; a name is one set of bytes for ever: choose a new one")
+    if not groups:
+        raise InputError("no group to publish for; make one with `edge-provision group init`")
+
+
+def require_fit(repository: Repository, name: str, base: Checked, groups: Publics) -> None:
+    """Raises InputError where a delta from a base would fit no device, or tell of it those who may not read it.
+
+    A desk cannot open what it published; whether the files are still the same is told from their size.
+    """
+    if check_form(base.name)[0] != check_form(name)[0]:
+        raise InputError(f"{base.name}: another model than {name}; devices look for deltas from the same model alone")
+    size = sum(len(piece) for content in contents_of(base).values() for piece in read_pieces(content))
+    path = target_path(base.name)
+    target = repository.find(path)
+    if target is None:
+        raise InputError(f"{base.name}: not published here, so a delta from it would fit no device; publish it first")
+    signed = read_listing(target.custom, path)
+    if signed.size != size:
+        raise InputError(
+            f"{base.name}: its files have {size} bytes, {signed.size} were published: they are others now; "
+            "publish without a delta from it"
+        )
+    if others := {group for group, _ in groups} - {wrap.group for wrap in signed.wraps}:
+        raise InputError(
+            f"{base.name}: {', '.join(sorted(others))} may not read it, and could work it out from a delta; "
+            "publish without a delta from it"
+        )
+
+
+def newest_base(repository: Repository, name: str, there: Iterable[str]) -> str | None:
+    """The newest published release of the same model, out of those whose files are there."""
+    stem, _ = check_form(name)
+    listed_names = {ref.name for ref in repository.refs()}
+    same = [one for one in there if one != name and one in listed_names and check_form(one)[0] == stem]
+    return max(same, key=age, default=None)
+
+
+def age(name: str) -> tuple[str, int]:
+    """By what the releases of a model are sorted: date and build."""
+    date, _, build = check_form(name)[1].partition("-")
+    return date, int(build or 1)
+
+
+def in_memory(checked: Checked, parts: Sequence[SealedPart]) -> Release:
+    """A release as deltas are made from it."""
+    contents = contents_of(checked).items()
+    return Release(checked.name, parts, {name: b"".join(read_pieces(content)) for name, content in contents})
+
+
+def size_of(parts: Iterable[SealedPart]) -> int:
+    """Bytes of all parts together."""
+    return sum(part.size for part in parts)
+
+
+def upload(repository: Repository, target: TargetFile, content: BinaryIO, tell: Tell) -> None:
+    """Uploads a blob, with word of it."""
+    tell(f"upload {target.path}", 0, target.length)
+    repository.add(target, content)
+    tell(f"upload {target.path}", target.length, target.length)
 
 
 def newest_publics(keyring: Keyring, groups: Iterable[str]) -> Publics:
@@ -180,6 +282,14 @@ def sample(content: bytes | Path, size: int) -> bytes:
     with content.open("rb") as file:
         file.seek(start)
         return file.read(SAMPLE_BYTES)
+
+
+def all_told(
+    parts: Iterable[SealedPart], contents: Mapping[str, bytes | Path], tell: Tell
+) -> Iterator[Iterator[bytes]]:
+    """The pieces of each part, with word of how far they went."""
+    for part in parts:
+        yield told(read_pieces(contents[part.name]), part, tell)
 
 
 def told(pieces: Iterable[bytes], part: SealedPart, tell: Tell) -> Iterator[bytes]:

@@ -1,8 +1,10 @@
 """A second implementation of models/FORMAT.md, out of plain primitives, reads what ours writes."""
 
+import base64
 import hashlib
 import hmac
 import json
+import struct
 
 import numpy as np
 import zstandard
@@ -13,7 +15,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from agent.trust.grant import CURVE
 from agent.trust.sealing import SealedPart, bind, seal
+from fleet.delta import Release
+from fleet.publish import describe, seal_delta
 from fleet.sealing import wrap_key
+from tests.fleet.test_delta import model
 
 PATH = "releases/face_detection_retinaface_widerface_20250628.sealed"
 KEY = bytes(range(32))
@@ -96,3 +101,63 @@ def test_a_wrapped_key_is_as_it_is_written_down():
 def test_the_example_of_bound_words_is_right():
     """Section 1."""
     assert bind("a", 12).hex() == "00000001" + "61" + "00000002" + "3132"
+
+
+def rebuilt(recipe, residuals, base):
+    """Section 12, word by word: the parts of the result."""
+    return {
+        change["part"]["name"]: rebuilt_part(change, residuals[change["part"]["name"]], base[change["part"]["name"]])
+        for change in recipe["parts"]
+    }
+
+
+def rebuilt_part(change, residual, base):
+    result, done = b"", 0
+    for segment in change["segments"]:
+        for at in range(0, segment["size"], 1048576):
+            length = min(1048576, segment["size"] - at)
+            block = residual[done + at : done + at + length]
+            result += block if segment["kind"] == "plain" else added(segment, block, base, at)
+        done += segment["size"]
+    return result
+
+
+def added(segment, block, base, at):
+    width, start, length = segment["width"], segment["at"] + at, len(block)
+    words = [int.from_bytes(base[i : i + width], "little") for i in range(start, start + length, width)]
+    if segment["kind"] == "half":
+        start = segment["at"] + 2 * at
+        halves = b"".join(
+            struct.pack("<e", *struct.unpack("<f", base[i : i + 4])) for i in range(start, start + 2 * length, 4)
+        )
+        words = [int.from_bytes(halves[i : i + 2], "little") for i in range(0, length, 2)]
+    order = sorted(range(len(words)), key=lambda i: (2 * words[i]) // 2 ** (8 * width - 8) % 256)
+    result = list(words)
+    for k, i in enumerate(order):
+        z = int.from_bytes(block[k * width : (k + 1) * width], "little")
+        result[i] = (words[i] + (z // 2 if z % 2 == 0 else -(z + 1) // 2)) % 2 ** (8 * width)
+    return b"".join(word.to_bytes(width, "little") for word in result)
+
+
+def test_a_delta_is_as_it_is_written_down(tmp_path):
+    """Recipe, ranges, order, differences and the seal of the result follow the document."""
+    random = np.random.default_rng(4)
+    old = {"a": random.normal(size=270_000).astype("<f4"), "b": random.normal(size=900).astype("<f4"), "c": np.ones(64)}
+    new = {"a": (old["a"] + 0.001).astype("<f4"), "b": (old["b"] * 1.001).astype("<f2"), "c": np.ones(64)}
+    base = {"metadata.json": b"old", "model.onnx": model(old)}
+    wanted = {"metadata.json": b"newer", "model.onnx": model(new)}
+    releases = [Release("", [describe(*one) for one in contents.items()], contents) for contents in (wanted, base)]
+    whole = b"".join(seal(KEY, PATH, releases[0].parts, [[one] for one in wanted.values()]))
+    path = PATH.replace("sealed", "from.0011223344556677.delta")
+    with (tmp_path / "delta").open("w+b") as spool:
+        seal_delta(KEY, whole[:24], path, *releases, spool, lambda _: None)
+    context = b"".join(len(word).to_bytes(4, "big") + word for word in (b"edge-model-agent/release/v1", path.encode()))
+    bundle = opened((tmp_path / "delta").read_bytes(), KEY, context)
+    length = int.from_bytes(bundle[:4], "big")
+    stream, parts = zstandard.ZstdDecompressor().decompressobj().decompress(bundle[4 + length :]), {}
+    for part in json.loads(bundle[4 : 4 + length])["parts"]:
+        parts[part["name"]], stream = ungrouped(stream[: part["size"]], part["group"]), stream[part["size"] :]
+    recipe = json.loads(parts["delta.json"])
+    assert base64.b64decode(recipe["salt"]) == whole[:24]
+    assert {one["kind"] for one in recipe["parts"][1]["segments"]} == {"plain", "diff", "half"}
+    assert rebuilt(recipe, parts, base) == wanted
