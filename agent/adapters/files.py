@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -21,8 +21,10 @@ TEMP = ".tmp-"
 COPY_BYTES = 1024 * 1024
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
+Content = bytes | BinaryIO | Generator[bytes, None, None]
 
-def write_durably(path: Path, content: bytes | BinaryIO, mode: int = 0o640) -> None:
+
+def write_durably(path: Path, content: Content, mode: int = 0o640) -> None:
     """Makes `path` hold `content`, whole or not at all, also when the power goes.
 
     Raises:
@@ -38,13 +40,15 @@ def write_durably(path: Path, content: bytes | BinaryIO, mode: int = 0o640) -> N
         sync_folder(path.parent)
 
 
-def write_temp(path: Path, content: bytes | BinaryIO, mode: int = 0o640) -> Path:
+def write_temp(path: Path, content: Content, mode: int = 0o640) -> Path:
     """A synced temp file beside `path` with `content`; the caller renames, links or removes it."""
     number, name = tempfile.mkstemp(prefix=TEMP, dir=path.parent)
     try:
         with os.fdopen(number, "wb") as file:
             if isinstance(content, bytes):
                 file.write(content)
+            elif isinstance(content, Generator):
+                file.writelines(content)
             else:
                 shutil.copyfileobj(content, file, COPY_BYTES)
             os.fchmod(number, mode)

@@ -53,20 +53,21 @@ class Keyring:
             self._ledger.put_all([("grant", self.group, merged)], precious=True)
 
     def open(self, name: str, listing: Listing, sealed: Path) -> Opener:
-        """The sealed release in a file, ready to be read.
+        """The sealed release in a file, ready to be read; raises as `key`, or TransferError where it cannot be read."""
+        return Opener(self.key(name, listing), target_path(name), pieces(sealed), listing.size)
+
+    def key(self, name: str, listing: Listing) -> bytes:
+        """The content key of a release.
 
         Raises:
             TrustError: it was changed.
-            TransferError: no grant for its epoch has come yet, or the file cannot be read.
+            TransferError: no grant for its epoch has come yet.
         """
-        path = target_path(name)
         try:
             wrap = listing.wrap(self.group, self._epochs())
         except TrustError as error:  # of what this device was granted, not of the release
             raise TransferError(f"{name}: {error}") from error
-        epoch_key = self._epochs()[wrap.epoch]
-        key = unwrap_key(wrap.key, epoch_key, path, wrap.group, wrap.epoch)
-        return Opener(key, path, pieces(sealed), listing.size)
+        return unwrap_key(wrap.key, self._epochs()[wrap.epoch], target_path(name), wrap.group, wrap.epoch)
 
     def _epochs(self) -> Mapping[int, ec.EllipticCurvePrivateKey]:
         grant = self._grant()

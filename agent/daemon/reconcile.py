@@ -300,8 +300,8 @@ class Reconciler:
         place = getattr(step, "place", None)
         said = {"slot": self.slot, "release": ref_of(step).name, "candidate": str(place.candidate) if place else ""}
         match outcome:
-            case Success():
-                reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else ""
+            case Success(reason):
+                reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else reason
                 self.news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)

@@ -28,6 +28,7 @@ from agent.core.names import check_form
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord, confirm
+from agent.daemon.deltas import Deltas
 from agent.daemon.keyring import Keyring
 from agent.daemon.runner_link import RunnerLink
 from agent.trust.listing import read_listing, target_path
@@ -40,6 +41,8 @@ DOCUMENTS = ("metadata.json", "config.yaml")
 @dataclass(frozen=True, slots=True)
 class Success:
     """The fact is so now."""
+
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +87,13 @@ class Steps:
 
     def __post_init__(self) -> None:
         self.progress: dict[str, Progress] = {}
+        self._deltas = Deltas(self.ledger, self.keyring, self._open)
         self._handing_over = asyncio.Lock()
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
         """What came of one step."""
         try:
-            await self._do(slot, step, device)
+            said = await self._do(slot, step, device)
         except Mismatch as error:  # of the bytes that came, not of the release: other bytes may come another time
             return Later(str(error))
         except TrustError as error:
@@ -100,7 +104,7 @@ class Steps:
             return Never(Failure(kind=error.kind, reason=str(error)))
         except InputError as error:
             return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
-        return Success()
+        return Success(said if isinstance(said, str) else "")
 
     def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[object]:  # noqa: C901, PLR0911  one line per step
         match step:
@@ -129,19 +133,19 @@ class Steps:
 
     # --- files -------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, slot: str, ref: Ref) -> None:
-        """Download a listed release, resumable, to its place."""
+    async def _fetch(self, slot: str, ref: Ref) -> str:
+        """Download a listed release, resumable, to its place; what a delta saved, or why it did not."""
         stop = threading.Event()
         progress = self.progress[slot] = Progress()
         try:
-            await asyncio.to_thread(self._fetch_blocking, ref, progress, stop)
+            return await asyncio.to_thread(self._fetch_blocking, ref, progress, stop)
         finally:
             stop.set()
             self.progress.pop(slot, None)
 
-    def _fetch_blocking(self, ref: Ref, progress: Progress, stop: threading.Event) -> None:
+    def _fetch_blocking(self, ref: Ref, progress: Progress, stop: threading.Event) -> str:
         check_form(ref.name)
-        info = self._listed(ref)
+        trusted, info = self._listed(ref)
         listing = read_listing(info.custom, info.path)
         destination = self.sealed_path(ref)
         with files.saying_why(destination):
@@ -152,15 +156,22 @@ class Steps:
         def count(done: int) -> None:
             progress.done = done
 
-        try:
+        def get(target: TargetInfo, place: Path) -> None:
+            progress.total = target.length
             fetch(
-                self.store, info.key, destination, info.length, info.sha256,
+                self.store, target.key, place, target.length, target.sha256,
                 on_progress=count, should_stop=stop.is_set, rate_limit=self.rate_limit,
             )  # fmt: skip
+
+        try:
+            said = self._deltas.take(ref, info, destination, trusted, get)
+            if not said:
+                get(info, destination)
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
         self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=to_tree(listing)))
+        return said or self._deltas.failed.get(ref, "")
 
     def _require_quota(self, ref: Ref) -> None:
         """Raises NoRoom where what is kept and what every slot fetches now are more than the quota."""
@@ -174,7 +185,7 @@ class Steps:
                 f"more than the quota_mb of {self.quota_mb:.1f} in agent.yaml: raise it, or deploy a smaller release"
             )
 
-    def _listed(self, ref: Ref) -> TargetInfo:
+    def _listed(self, ref: Ref) -> tuple[Trusted, TargetInfo]:
         trusted = self.trusted()
         if trusted is None:
             raise TransferError("nothing verified is known of the store yet: waiting for the first contact")
@@ -191,7 +202,7 @@ class Steps:
                 f"{ref.name}: the deployment means {ref.digest[:12]}, the store lists {info.sha256[:12]} under this "
                 "name; one name is one set of bytes for ever: deploy a release that is listed"
             )
-        return info
+        return trusted, info
 
     async def _verify(self, slot: str, ref: Ref, device: Device) -> None:
         record = await asyncio.to_thread(self._verify_blocking, slot, ref)
@@ -253,7 +264,7 @@ class Steps:
 
     def _remove_files(self, ref: Ref) -> None:
         sealed = self.sealed_path(ref)
-        for path in (sealed, *sealed.parent.glob(f"{sealed.name}.part*"), *self._document_paths(ref)):
+        for path in (*sealed.parent.glob(f"{sealed.name}*"), *self._document_paths(ref)):
             path.unlink(missing_ok=True)
 
     # --- seats -------------------------------------------------------------------------------------------------
