@@ -98,7 +98,7 @@ class Keyring:
 
     def files(self, role: str) -> list[Path]:
         """The files of a role's keys, by number."""
-        found = {path: FILE.fullmatch(path.name) for path in (self.folder / "roles").glob(f"{role}-*")}
+        found = {path: FILE.fullmatch(path.name) for path in (self.folder / "roles").glob("*")}
         mine = {path: int(name["number"]) for path, name in found.items() if name is not None and name["role"] == role}
         return sorted(mine, key=lambda path: mine[path])
 

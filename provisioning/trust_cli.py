@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agent.core.documents import from_json
 from agent.core.errors import InputError, TrustError
 from fleet import terminal
 from fleet.keyring import ROLES, Keyring, read
 from fleet.pending import read_pending
 from fleet.repository import Repository
-from fleet.signers import public_at
+from fleet.signers import KeyFile, public_at
 from provisioning import rotation
 from provisioning.keys import init_keys, name_key, new_key, new_passphrase
 from provisioning.options import add_folder, add_passphrase, add_store, open_place, repository
@@ -148,8 +149,8 @@ def shown(path: Path) -> tuple[str, str]:
     if path.suffix == ".pem":
         locked = b"ENCRYPTED" in content
         return ("-", "here, passphrase") if locked else (public_at(path, content).keyid[:SHOWN], "here")
-    where = "at another desk" if b'"uri":""' in content else "in a token or service"
-    return public_at(path, content).keyid[:SHOWN], where
+    file = from_json(KeyFile, content, str(path))
+    return file.keyid[:SHOWN], file.uri or "at another desk"
 
 
 def run_add(options: Namespace) -> None:

@@ -181,6 +181,18 @@ def test_a_file_that_holds_no_change_is_told(estate, payload):
         read_pending(path)
 
 
+@pytest.mark.parametrize("kind", ["/etc/passwd", "../../x", "*", "", "nobody", "operators"])
+def test_a_file_for_a_role_that_is_none_is_told(estate, kind):
+    """What a stick brings may be anything; the role's name is looked up, never followed."""
+    path = estate.folder / "x.json"
+    write_pending(path, Pending(kind=kind, payload=estate.load().listings.page("releases").signed_bytes))
+    with pytest.raises((InputError, TrustError)):
+        finish(estate.load(), [path], LATER)
+    if kind != "operators":
+        with pytest.raises(InputError, match="no key of the role"):
+            add_signatures(path, estate.keyring)
+
+
 class Cut(DeskFolder):
     """A store that goes away before the new root."""
 
