@@ -216,11 +216,11 @@ def run_policy(options: Namespace) -> None:
     if options.verb == "set":
         content = read(options.file, "name the file that holds the policy")
         set_policy(found, content, str(options.file), terminal.now())
-    show_policy(current_policy(found))
+    show_policy(current_policy(found), found.targets.signed.get_delegated_role("operators").keyids)
 
 
-def show_policy(policy: Policy | None) -> None:
-    """Who may do what, for people."""
+def show_policy(policy: Policy | None, keys: Iterable[str]) -> None:
+    """Who may do what, for people; `keys` are those of the role operators today."""
     if policy is None:
         terminal.say("no policy: every key of operators may do everything, in every group")
         return
@@ -230,5 +230,9 @@ def show_policy(policy: Policy | None) -> None:
         ended = "" if is_current(one, terminal.now()) else " (over)"
         table.add_row(one.name, one.key[:16], " ".join(one.verbs), " ".join(one.groups), until + ended)
     terminal.out.print(table)
+    named = {one.key for one in policy.operators}
+    for key in sorted(named.symmetric_difference(keys)):
+        what = "is no key of operators any more" if key in named else "is a key of operators, and may do nothing here"
+        terminal.say(f"{key[:16]} {what}: set the policy anew")
     for quorum in policy.signatures:
         terminal.say(f"{', '.join(quorum.verbs)} on {', '.join(quorum.groups)}: {quorum.count} must sign")

@@ -13,6 +13,7 @@ from agent.trust.listing import target_path
 from agent.trust.policy import POLICY_BYTES, WITHDRAWN_BYTES, believe_withdrawn, read_policy
 from fleet import cli
 from fleet.deploy import deploy, propose, put_out, steer, users_of
+from fleet.intent_cli import show_policy
 from fleet.keyring import Keyring
 from fleet.pending import Pending
 from fleet.policy import current_policy, current_withdrawn, propose_withdrawal, put_withdrawal, set_policy
@@ -138,6 +139,19 @@ def test_a_policy_is_shown_in_words(desk, capsys, tmp_path):
     assert "rollout on *: 2 must sign" in told
     assert fleet(desk, "policy", "show") == 0
     assert capsys.readouterr().out == told
+
+
+def test_a_policy_that_does_not_fit_the_keys_is_told(desk, capsys):
+    """A key that was replaced, and one that nobody named yet."""
+    set_policy(desk.repository, team(desk), "team.yaml", NOW)
+    anna, ben = (signer.public_key.keyid for signer in desk.keyring.signers("operators"))
+    only = [one for one in yaml.safe_load(team(desk))["operators"] if one["name"] == "anna"]
+    set_policy(desk.repository, yaml.safe_dump({"operators": only}).encode(), "team.yaml", NOW)
+    assert fleet(desk, "policy", "show") == 0
+    said = capsys.readouterr().out
+    assert f"{ben[:16]} is a key of operators, and may do nothing here" in said
+    show_policy(current_policy(desk.repository), [ben])
+    assert f"{anna[:16]} is no key of operators any more" in capsys.readouterr().out
 
 
 # --- signatures of several desks -------------------------------------------------------------------------------------
