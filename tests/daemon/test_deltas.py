@@ -191,7 +191,7 @@ def base_damaged(shelf):
 def of_another_format(shelf):
     listed = shelf.desk.repository.find(shelf.delta.path)
     listed.unrecognized_fields["custom"]["fmt"] = "cob256+zstd+delta/v9"
-    shelf.desk.repository.listings.changed.add("releases")
+    shelf.desk.repository.relist(listed)
     shelf.desk.repository.publish(NOW)
     shelf.trusted = shelf.desk.device()
 
@@ -199,7 +199,7 @@ def of_another_format(shelf):
 def of_another_zstd(shelf):
     listed = shelf.desk.repository.find(shelf.delta.path)
     listed.unrecognized_fields["custom"]["zstd"] = "9.9.9"
-    shelf.desk.repository.listings.changed.add("releases")
+    shelf.desk.repository.relist(listed)
     shelf.desk.repository.publish(NOW)
     shelf.trusted = shelf.desk.device()
     shelf.delta = shelf.trusted.find(shelf.delta.path)
@@ -208,7 +208,7 @@ def of_another_zstd(shelf):
 def listed_without_digest(shelf):
     listed = shelf.desk.repository.find(shelf.delta.path)
     listed.hashes["sha512"] = listed.hashes.pop("sha256")
-    shelf.desk.repository.listings.changed.add("releases")
+    shelf.desk.repository.relist(listed)
     shelf.desk.repository.publish(NOW)
     shelf.trusted = shelf.desk.device()
 

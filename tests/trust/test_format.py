@@ -104,7 +104,7 @@ def test_the_example_of_bound_words_is_right():
 
 
 def rebuilt(recipe, residuals, base):
-    """Section 10, word by word: the parts of the result."""
+    """Section 12, word by word: the parts of the result."""
     return {
         change["part"]["name"]: rebuilt_part(change, residuals[change["part"]["name"]], base[change["part"]["name"]])
         for change in recipe["parts"]
