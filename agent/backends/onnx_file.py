@@ -17,7 +17,7 @@ from agent.core.release import Compatibility
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _IR_VERSION, _GRAPH, _OPSET = 1, 7, 8  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
-_DATA_TYPE, _TENSOR_NAME = 2, 8  # of TensorProto
+_DATA_TYPE, _TENSOR_NAME, _DATA_LOCATION = 2, 8, 14  # of TensorProto
 _PRECISIONS = {1: "fp32", 2: "int8", 3: "int8", 10: "fp16", 16: "bf16"}  # of TensorProto.DataType
 
 Value = int | memoryview
@@ -138,6 +138,8 @@ def _graph(view: memoryview) -> tuple[tuple[str, ...], tuple[str, ...], frozense
             continue
         if number == _INITIALIZER:
             fields = dict(_fields(value))
+            if fields.get(_DATA_LOCATION):
+                raise _TruncatedError("its weights lie in another file")  # of this device, by any path
             valued.add(_text(fields.get(_TENSOR_NAME)))
             types.add(fields.get(_DATA_TYPE))
         elif number == _INPUT:

@@ -31,7 +31,7 @@ class Listing(Document):
     """The `custom` of a release's TUF target."""
 
     fmt: Literal["cob256+zstd+bg/v1"]
-    size: Annotated[int, Meta(ge=1)]  # bytes of all parts together, opened
+    size: Annotated[int, Meta(ge=1, le=2**33)]  # bytes of all parts together, opened; no device has room for more
     wraps: tuple[Wrap, ...]
     task: str
     architecture: str

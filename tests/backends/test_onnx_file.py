@@ -100,3 +100,12 @@ def test_weights_are_not_read(tmp_path):
         file.write(content + key + bytes([size >> 28]))
         file.truncate(file.tell() + size)
     assert read_head(path).opset == 17
+
+
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights.bin"])
+def test_weights_in_another_file_are_not_followed(model, location):
+    """A path in a model is not opened, whatever a runtime would do with it."""
+    made = onnx.load(model)
+    onnx.external_data_helper.set_external_data(made.graph.initializer[0], location)
+    with pytest.raises(InputError, match="lie in another file; export it again"):
+        parse_head(made.SerializeToString(), "model")

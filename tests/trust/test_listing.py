@@ -28,7 +28,8 @@ def test_another_format_is_refused_by_name(custom):
 
 
 @pytest.mark.parametrize(
-    "change", [{"size": 0}, {"size": "10"}, {"opset": None}, {"more": 1}, {"wraps": [{"group": "g"}]}]
+    "change",
+    [{"size": 0}, {"size": "10"}, {"size": 2**33 + 1}, {"opset": None}, {"more": 1}, {"wraps": [{"group": "g"}]}],
 )
 def test_a_malformed_listing_is_refused(change):
     """A signature does not make it well formed."""
