@@ -6,6 +6,8 @@
 3. Commands: retained ones are not asked for, and one that was published retained shows it (`Message.retain`).
 4. Leaving says `offline` itself (a clean DISCONNECT makes the broker forget the will). Losing leaves that to the will.
 5. Reconnecting waits a random time up to a doubling bound: after a broker's restart a fleet must not come at once.
+6. We hear our own `state`, and so of a twin: a client of our name that puts us out. Two that fight meet ever more
+   rarely, down to twice an hour.
 
 The broker is not trusted; `receive` verifies.
 """
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 ROOT = "edge/v1"  # v1 is the major version of the payloads
 DRAIN_PER_S = 200.0  # rows of the outbox: a fleet that comes back must not starve its own commands
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+TWIN_WAIT_S = 1800.0  # somebody must find the copy; deployments come by the store meanwhile
 IDLE_S = 60.0
 LOST = (aiomqtt.MqttError, OSError, TimeoutError, TransferError)
 
@@ -72,6 +75,7 @@ class Link:
         self.last_error = "not connected yet"
         self.connections = 0
         self.refused = 0
+        self.met_twin = False  # set by `receive`, which knows our boot from another's
         self._open: Connection | None = None
 
     @property
@@ -83,7 +87,7 @@ class Link:
         """Keeps the link until it is cancelled; then says `offline` and leaves."""
         lost = 0
         while True:
-            came = self.connections
+            came, self.met_twin = self.connections, False
             try:
                 await self._connect_once()
             except LOST as error:
@@ -93,8 +97,9 @@ class Link:
                 )
                 log.info("broker %s", self.last_error)
             _end_if_cancelled()
-            lost = 1 if self.connections > came else lost + 1
-            await asyncio.sleep(backoff.wait_s(lost, FIRST_WAIT_S, LONGEST_WAIT_S))
+            lost = 1 if self.connections > came and not self.met_twin else lost + 1
+            longest = TWIN_WAIT_S if self.met_twin else LONGEST_WAIT_S
+            await asyncio.sleep(backoff.wait_s(lost, FIRST_WAIT_S, longest))
 
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool, expiry_s: float | None) -> bool:
         """Says something now or never; True when the broker has it (QoS 0: when it is on its way)."""
@@ -143,7 +148,8 @@ class Link:
         documents = SubscribeOptions(
             qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, retainAsPublished=True
         )
-        wanted = [(device_topic(self.device, "cmd/+/req"), commands), (device_topic(self.device, "pin"), documents)]
+        wanted = [(device_topic(self.device, "cmd/+/req"), commands)]
+        wanted += [(device_topic(self.device, step), documents) for step in ("pin", "state")]
         for group in self.groups:
             wanted.append((group_topic(group, "cmd/+/req"), commands))
             wanted.append((group_topic(group, "deployment"), documents))

@@ -271,11 +271,22 @@ class Agent:
                 await asyncio.to_thread(self.commands.take, message)
             elif message.topic.endswith("/deployment"):
                 await self.intake.receive(message)
+            elif message.topic.endswith("/state"):
+                self._meet(message)
         except TransferError:
             raise
         except Exception as error:  # the top of a message's way: whatever it is, it must not come again for ever
             log.exception("message on %s", message.topic)
             self.intake.refuse("message", f"{message.topic}: {type(error).__name__}: {error}")
+
+    def _meet(self, message: Message) -> None:
+        """Whoever has said our `state`: since our first connection, nobody but us may have."""
+        if self.link is not None and self.link.connections > 1 and self.boot.encode() not in message.payload:
+            self.link.met_twin = True
+            name = self.settings.device
+            self.intake.refuse(
+                "state", f"another agent is at the broker as {name}: find it, and enrol it anew as another"
+            )
 
     async def _end_benches(self) -> None:
         """End what the bench of an earlier life left in the runner."""

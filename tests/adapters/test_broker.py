@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.adapters import broker, connection
+from agent.adapters import backoff, broker, connection
 from agent.adapters.broker import BrokerSettings, Link, device_topic, group_topic
 from agent.adapters.outbox import Item, Outbox, Rank
 from agent.core.documents import from_tree
@@ -46,16 +46,20 @@ def outbox(tmp_path):
 class Site:
     """A device: a link, and what reached it. `record` may be replaced."""
 
-    def __init__(self, settings, outbox):
+    def __init__(self, settings, outbox, boot=b""):
         self.heard = []
         self.record = self.heard.append
+        self.ours = {b"online" + boot, b"offline" + boot}
         self.link = Link(
             settings, DEVICE, ["line-1"], outbox,
-            birth=lambda: b"online", will=b"offline", receive=self.receive,
+            birth=lambda: b"online" + boot, will=b"offline" + boot, receive=self.receive,
         )  # fmt: skip
 
     async def receive(self, message):
-        self.record(message)
+        if message.topic.endswith("/state"):
+            self.link.met_twin |= self.link.connections > 1 and message.payload not in self.ours
+        else:
+            self.record(message)
 
     @contextlib.asynccontextmanager
     async def running(self, connected=True):
@@ -415,8 +419,9 @@ async def test_a_flood_of_commands_waits_at_the_broker(site, mosquitto):
     gate = asyncio.Event()
 
     async def receive(message):
-        site.heard.append(message)
-        await gate.wait()
+        if not message.topic.endswith("/state"):
+            site.heard.append(message)
+            await gate.wait()
 
     site.link.receive = receive
     async with operator(mosquitto.port) as client, site.running():
@@ -536,3 +541,17 @@ async def _order(port, sent):
 async def _command(client, command):
     topic = device_topic(DEVICE, f"cmd/{command}/req")
     await client.publish(topic, json.dumps({"id": command}).encode(), qos=1)
+
+
+async def test_two_of_one_name_meet_ever_more_rarely(mosquitto, tmp_path, monkeypatch):
+    """A copy of a device puts it out, and it the copy: the time until they meet again doubles."""
+    bounds = []
+    monkeypatch.setattr(backoff.random, "uniform", lambda _, bound: bounds.append(bound) or min(bound, 0.3))
+    outboxes = [Outbox(tmp_path / f"{name}.db") for name in "ab"]
+    settings = BrokerSettings(host="127.0.0.1", port=mosquitto.port, tls=False)
+    one, other = Site(settings, outboxes[0], b"1"), Site(settings, outboxes[1], b"2")
+    async with one.running(), other.running():
+        await reached(lambda: max(bounds, default=0) >= 2 * broker.LONGEST_WAIT_S, what="they wait longer than ever")
+    assert sorted(set(bounds)) == [broker.FIRST_WAIT_S * 2**lost for lost in range(len(set(bounds)))]
+    for outbox in outboxes:
+        outbox.close()

@@ -48,6 +48,7 @@ EXPIRIES = {
     "hearGroupCommand": LIFETIME.total_seconds(),
     "hearDeployment": None,
     "hearPin": None,
+    "hearState": STATE_EXPIRY_S,
 }
 
 
