@@ -6,7 +6,7 @@
 4. Signatures: the threshold of a TUF role that the verified targets metadata delegates to.
 
 Only then the payload is handed out, as the bytes that were signed. Keys are TUF's: rotating or revoking one in
-targets metadata is all it takes. Format: https://github.com/secure-systems-lab/dsse, canonical base64 alone.
+targets metadata is all it takes. Format: https://github.com/secure-systems-lab/dsse, base64 with padding.
 """
 
 import hashlib
