@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import sys
 import time
+from base64 import b64decode
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +50,17 @@ class Standing:
         self.store = Path(self.plant.url.removeprefix("file://"))
         self.good, self.other = self.plant.publish(ONE), self.plant.publish(TWO)
         self.sound = check_release(MODELS, TWO)
-        self.device = self.plant.device(store={"poll_s": POLL_S}).start()
+        self.device = self.new_device().start()
         self.pair = self.plant.rollout(ONE)
         assert until_settled(self.device, self.good), self.device.log.read_text()[-3000:]
         self.listener = Listener(self.broker)
         frame, wanted = golden(ONE)
         self.camera = CalmCamera(self.device.door, frame, {"20250628": wanted})
         self.camera.start()
+
+    def new_device(self):
+        """The device, not started."""
+        return self.plant.device(store={"poll_s": POLL_S})
 
     def close(self):
         self.camera.end()
@@ -121,6 +126,9 @@ class Standing:
         yield
         if "deployment" in but:
             self.deploy(ONE)
+            self.device.until(
+                lambda: facts_of(self.device)["deployment", GROUP]["rollout"] == counter(self.pair), "taken"
+            )
         else:
             self.say(self.pair)  # what a broker keeps is not the device's to clean
         self.device.until(lambda: facts_of(self.device, but) == facts, "the facts are as before", 30)
@@ -130,6 +138,11 @@ class Standing:
         assert self.device.is_alive()
         assert self.camera.failures[failures:] == []
         assert self.camera.wrong == []
+
+
+def counter(pair):
+    """The counter of a pair's rollout."""
+    return json.loads(b64decode(json.loads(pair)["rollout"]["payload"]))["counter"]
 
 
 def told(device):

@@ -103,6 +103,8 @@ OPTIONS = frozenset({"endpoint", "region", "access_key", "secret_key", "ca"})
 class Device:
     """One enrolled device and its processes."""
 
+    program = "agent.daemon.cli"
+
     def __init__(self, plant, name, settings):
         self.name = name
         self.folder = plant.short / name
@@ -136,8 +138,8 @@ class Device:
         """Start the agent, which starts the runner or finds it."""
         with self.log.open("ab") as log:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "agent.daemon.cli", "run", "--config", str(self.config)],
-                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+                [sys.executable, "-m", self.program, "run", "--config", str(self.config)],
+                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
             )  # fmt: skip
         return self
 

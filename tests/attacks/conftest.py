@@ -1,0 +1,42 @@
+"""One device is besieged by every attack of the suite; what became of each is printed at the end."""
+
+import re
+
+import pytest
+
+from tests.attacks.besieged import Besieged, Row
+from tests.fakes import mosquitto
+from tests.system.conftest import new_plant
+
+__all__ = ["new_plant"]
+
+ROWS = pytest.StashKey[list[Row]]()
+WIDTHS = (50, 28, 110)
+DIGEST = re.compile(r"(targets/releases/)?\b[0-9a-f]{64}\.")  # in front of names, which say more
+
+
+@pytest.fixture(scope="package")
+def besieged(tmp_path_factory):
+    """A device that serves and has confirmed the good release, with an attacker's bucket and broker."""
+    if mosquitto.program() is None:
+        pytest.skip("mosquitto is not here: run tools/mosquitto.sh")
+    one = Besieged(tmp_path_factory.mktemp("besieged"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def stopped(request):
+    """Notes where an attack was stopped, and what was said: `stopped(attack, stage, message)`."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    return lambda *row: rows.append(Row(*row))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of attacks."""
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("attacks: where each was stopped, and what was said")
+        for row in (Row("attack", "stopped by", "message"), *rows):
+            cells = (DIGEST.sub("", cell)[:width].ljust(width) for cell, width in zip(row, WIDTHS, strict=True))
+            terminalreporter.write_line("  ".join(cells).rstrip())
