@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.adapters import broker, connection
+from agent.adapters import backoff, broker, connection
 from agent.adapters.broker import BrokerSettings, Link, device_topic, group_topic
 from agent.adapters.outbox import Item, Outbox, Rank
 from agent.core.documents import from_tree
@@ -546,7 +546,7 @@ async def _command(client, command):
 async def test_two_of_one_name_meet_ever_more_rarely(mosquitto, tmp_path, monkeypatch):
     """A copy of a device puts it out, and it the copy: the time until they meet again doubles."""
     bounds = []
-    monkeypatch.setattr(broker.backoff.random, "uniform", lambda _, bound: bounds.append(bound) or min(bound, 0.3))
+    monkeypatch.setattr(backoff.random, "uniform", lambda _, bound: bounds.append(bound) or min(bound, 0.3))
     outboxes = [Outbox(tmp_path / f"{name}.db") for name in "ab"]
     settings = BrokerSettings(host="127.0.0.1", port=mosquitto.port, tls=False)
     one, other = Site(settings, outboxes[0], b"1"), Site(settings, outboxes[1], b"2")

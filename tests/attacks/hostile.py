@@ -61,10 +61,11 @@ def answering(bucket):
         def do_GET(self):
             key = unquote(urlsplit(self.path).path.removeprefix(PREFIX))
             trick = next((trick for pattern, trick in bucket.tricks.items() if fnmatchcase(key, pattern)), honest)
-            try:
-                trick(self, bucket.read(key))
-            except ConnectionError:  # it has heard enough
-                self.close_connection = True
+            trick(self, bucket.read(key))
+
+        def handle(self):
+            with suppress(ConnectionError):  # it has heard enough
+                super().handle()
 
         def log_message(self, *_):
             pass
@@ -134,6 +135,11 @@ def dripping(request, content):
 def portal(request, _):
     """The page of a hotel instead of what was asked for, as if it were that."""
     answer(request, 200, PORTAL, Content_Type="text/html")
+
+
+def plain_portal(request, _):
+    """As above, by a box that does not say what it sends."""
+    answer(request, 200, PORTAL)
 
 
 def redirect(request, _):

@@ -8,12 +8,13 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root
 
-import fleet.repository
+import fleet.roles
 from fleet.repository import Repository
 from fleet.stores import open_store
 from provisioning.keys import init_keys
-from tests.attacks.hostile import dripping, endless, portal, redirect, serving
-from tests.attacks.thief import replace_keys, seize, signed_root
+from provisioning.rotation import rotate
+from tests.attacks.hostile import dripping, endless, plain_portal, portal, redirect, serving
+from tests.attacks.thief import seize, signed_root
 from tests.faults.test_bad_intent import ask, request
 from tests.system.plant import GROUP, ONE, TWO, now
 from tests.system.steady import until_settled
@@ -80,7 +81,7 @@ def test_mix_and_match(besieged, stopped, role):
 
 def test_freeze(besieged, stopped, monkeypatch):
     """News that is held back is noticed when the timestamp that is known expires; what runs, runs on."""
-    monkeypatch.setitem(fleet.repository.DAYS, "timestamp", timedelta(seconds=3) / timedelta(days=1))
+    monkeypatch.setitem(fleet.roles.DAYS, "timestamp", timedelta(seconds=3) / timedelta(days=1))
     besieged.plant.repository.refresh(now())
     monkeypatch.undo()
     try:
@@ -102,8 +103,8 @@ def test_fast_forward(besieged, stopped):
             floor = Path(besieged.device.tree["state_folder"]) / "tuf" / "current" / "timestamp.json"
             besieged.device.until(lambda: Metadata.from_file(str(floor)).signed.version == FAR, "it took the bait")
         said = besieged.told("is older than what was seen here")
-        replace_keys(plant, "timestamp", "snapshot")
-        besieged.renew()
+        rotate(plant.repository, ["timestamp", "snapshot"], now())
+        besieged.until_synced()
         assert Metadata.from_file(str(floor)).signed.version < FAR
     stopped("fast-forward", "new keys begin a new floor", said)
 
@@ -170,21 +171,30 @@ def test_a_whole_bucket_of_a_stranger(besieged, stopped, tmp_path):
     stopped("arbitrary software: a stranger's bucket", "TUF signatures", said)
 
 
-@pytest.mark.parametrize("trick", [portal, redirect])
-def test_a_captive_portal(besieged, stopped, trick):
+PORTALS = {
+    "a page": (portal, "store", "a web page came in its place: log this network in (captive portal)"),
+    "a page that says nothing of its kind": (plain_portal, "TUF form", "cannot be parsed: look at the store"),
+    "a redirect": (redirect, "store", "the server answers 302"),
+}
+
+
+@pytest.mark.parametrize("case", PORTALS)
+def test_a_captive_portal(besieged, stopped, case):
     """A hotel's page, wherever the device asks."""
-    words = {portal: "cannot be parsed: look at the store", redirect: "the server answers 302"}[trick]
-    stopped(
-        f"captive portal: {trick.__name__}, metadata",
-        "TUF form" if trick is portal else "store",
-        play(besieged, "*", trick, words),
-    )
+    trick, stage, words = PORTALS[case]
+    stopped(f"captive portal: {case}", stage, play(besieged, "*", trick, words))
 
 
-def test_a_captive_portal_instead_of_a_release(besieged, stopped):
+@pytest.mark.parametrize(
+    ("date", "trick", "stage", "words"),
+    [
+        ("20250303", portal, "store", "a web page came in its place"),
+        ("20250304", plain_portal, "declared length", "are signed: publish it again"),
+    ],
+)
+def test_a_captive_portal_instead_of_a_release(besieged, stopped, date, trick, stage, words):
     """A hotel's page where the release lies."""
-    said = deploy_and_play(besieged, "20250303", RELEASES, portal, "are signed: publish it again")
-    stopped("captive portal: release", "declared length", said)
+    stopped("captive portal: release", stage, deploy_and_play(besieged, date, RELEASES, trick, words))
 
 
 # --- stolen keys ---------------------------------------------------------------------------------------------------
