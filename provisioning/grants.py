@@ -107,7 +107,7 @@ def rotate(repository: Repository, group: str, *, now: datetime, tell: Tell) -> 
     keyring, store = repository.keyring, repository.store
     check_keys(keyring, group)
     devices = {device: public_key(path) for device, path in enrolled(keyring, group).items()}
-    if not devices and next(iter(store.keys(f"grants/{group}/")), None) is not None:
+    if not folder_of(keyring, group).is_dir() and next(iter(store.keys(f"grants/{group}/")), None) is not None:
         raise InputError(
             f"group {group}: its devices have grants, and none is known at this desk ({folder_of(keyring, group)}); "
             "use the desk that enrolled them, or enrol them again with `device enrol --from`"

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import shutil
 from datetime import timedelta
 
 import pytest
@@ -173,10 +174,18 @@ def test_a_cut_revocation_goes_on_where_it_was(desk, capsys):
 def test_a_desk_that_knows_no_device_changes_no_epoch(desk):
     """It would shut all of them out."""
     desk.enrol("cam-1")
-    strike_out(desk.keyring, "g1", "cam-1")
+    shutil.rmtree(desk.keyring.folder / "devices" / "g1")
     with pytest.raises(InputError, match="none is known at this desk"):
         rotate(desk.load(), "g1", now=LATER, tell=silent)
     assert max(desk.keyring.publics("g1")) == 1
+
+
+def test_the_last_device_of_a_group_can_leave(desk, capsys):
+    """The group stays, with a key that nobody was granted."""
+    desk.enrol("cam-1")
+    assert provision(desk, "device", "revoke", "cam-1", "--group", "g1") == 0
+    assert "cam-1 is out of g1" in capsys.readouterr().out
+    assert max(desk.keyring.publics("g1")) == 2
 
 
 def test_a_publisher_that_missed_the_new_epoch_is_told(desk):
