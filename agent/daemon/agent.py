@@ -100,7 +100,7 @@ class Agent:
         self.steps = Steps(
             state / "models", source, self.ledger, keyring, self.runner,
             lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
-            settings.quota_mb,
+            self.intake.moving, settings.quota_mb,
         )  # fmt: skip
         self.changed: Board[int] = Board(0)
         self.reconcilers: dict[str, Reconciler] = {}

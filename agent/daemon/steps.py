@@ -82,6 +82,7 @@ class Steps:
     runner: RunnerLink
     trusted: Callable[[], Trusted | None]
     hold_s: Callable[[str], float]
+    moving: threading.Lock  # whoever moves a slot's record holds it
     quota_mb: float | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +121,7 @@ class Steps:
             case plan.Promote(place, fallback):
                 return self._promote(slot, place, fallback)
             case plan.Confirm(place):
-                return self._confirm(slot, place)
+                return asyncio.to_thread(self._confirm, slot, place)
             case plan.Unload(place):
                 return self.runner.ask(messages.Unload(slot=slot, place=place))
             case plan.Delete(release):
@@ -317,10 +318,10 @@ class Steps:
         reply, _ = await self.runner.ask(order)
         assert isinstance(reply, messages.Done), reply
 
-    async def _confirm(self, slot: str, place: Place) -> None:
-        record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
-        facts = [("slot", slot, confirm(record, place))]
-        await asyncio.to_thread(lambda: self.ledger.put_all(facts, precious=True))
+    def _confirm(self, slot: str, place: Place) -> None:
+        with self.moving:  # a deployment that comes between the reading and the writing would be lost
+            record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
+            self.ledger.put_all([("slot", slot, confirm(record, place))], precious=True)
 
     # --- records -----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A device that holds the release before takes the next one by delta; and whole, whatever is wrong with the delta."""
 
 import hashlib
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,7 @@ class Shelf:
             None,
             lambda: self.trusted,
             lambda _: 1.0,
+            threading.Lock(),
         )
 
     def publish(self, weights=None):
