@@ -56,7 +56,7 @@ def test_chunks(besieged, stopped, monkeypatch, case):
         yield whole[:HEAD] + b"".join(CHUNKS[case](chunks))
 
     sealed_by(monkeypatch, craft)
-    release = besieged.another(f"2025040{1 + list(CHUNKS).index(case)}")
+    release = besieged.another(f"2025080{1 + list(CHUNKS).index(case)}")
     said = reject(besieged, release, "trust", "does not open under its content key")
     stopped(f"chunks {case}", "seal", said)
 
@@ -65,10 +65,10 @@ def test_another_releases_seal(besieged, stopped, monkeypatch):
     """The sealed bytes of one release, listed under the name of another, with the right content key."""
 
     def craft(key, path, parts, contents):
-        yield from seal(key, path.replace("20250409", "20250628"), parts, contents)
+        yield from seal(key, path.replace("20250809", "20250628"), parts, contents)
 
     sealed_by(monkeypatch, craft)
-    said = reject(besieged, besieged.another("20250409"), "trust", "sealed for another path")
+    said = reject(besieged, besieged.another("20250809"), "trust", "sealed for another path")
     stopped("a release under another's name", "seal", said)
 
 
@@ -100,7 +100,7 @@ def test_a_decompression_bomb(besieged, stopped, monkeypatch):
         yield from bundle(key, path, header_of(parts), packed + bomb)
 
     sealed_by(monkeypatch, craft)
-    said = reject(besieged, besieged.another("20250411"), "trust", "goes on behind its last part")
+    said = reject(besieged, besieged.another("20250811"), "trust", "goes on behind its last part")
     stopped("decompression bomb", "declared size", said)
 
 
@@ -111,7 +111,7 @@ def test_a_decompression_bomb_of_memory(besieged, stopped, monkeypatch):
         yield from bundle(key, path, header_of(parts), frame(b"x", window=WINDOW_128_MIB))
 
     sealed_by(monkeypatch, craft)
-    said = reject(besieged, besieged.another("20250412"), "trust", "the compressed stream is damaged")
+    said = reject(besieged, besieged.another("20250812"), "trust", "the compressed stream is damaged")
     stopped("decompression bomb: window", "window limit", said)
 
 
@@ -119,7 +119,7 @@ def test_a_decompression_bomb_that_is_declared(besieged, stopped, monkeypatch):
     """A terabyte, signed as such: it is not even fetched."""
     describe = fleet.publish.describe_listing
     monkeypatch.setattr(fleet.publish, "describe_listing", lambda one, _, wraps: describe(one, 2**40, wraps))
-    said = reject(besieged, besieged.another("20250413"), "trust", "`int` <= 8589934592")
+    said = reject(besieged, besieged.another("20250813"), "trust", "`int` <= 8589934592")
     stopped("decompression bomb: declared", "listing", said)
 
 
@@ -130,7 +130,7 @@ def test_names_that_leave_their_folder_under_the_seal(besieged, stopped, monkeyp
         yield from bundle(key, path, header_of(parts, name="../../../etc/cron.d/x"), b"")
 
     sealed_by(monkeypatch, craft)
-    said = reject(besieged, besieged.another("20250414"), "trust", "header of releases/")
+    said = reject(besieged, besieged.another("20250814"), "trust", "header of releases/")
     stopped("path traversal: part of a release", "header under the seal", said)
 
 
@@ -149,7 +149,7 @@ def test_another_digest_under_the_seal(besieged, stopped, monkeypatch):
         yield from whole
 
     sealed_by(monkeypatch, craft)
-    said = reject(besieged, besieged.another("20250422"), "trust", "has another digest than its header says")
+    said = reject(besieged, besieged.another("20250822"), "trust", "has another digest than its header says")
     stopped("arbitrary software under the seal", "plaintext digest", said)
 
 
@@ -159,7 +159,7 @@ def test_another_digest_under_the_seal(besieged, stopped, monkeypatch):
 @pytest.mark.parametrize("location", ["../../../../../../etc/passwd", "/etc/passwd"])
 def test_weights_in_a_file_of_the_device(besieged, stopped, location):
     """A model whose weights are said to lie in /etc/passwd: no runtime is asked what it thinks of that."""
-    date = "20250423" if location.startswith("/") else "20250424"
+    date = "20250823" if location.startswith("/") else "20250824"
     model = onnx.load_from_string(besieged.sound.weights)
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], location)
     model.graph.initializer[0].ClearField("raw_data")

@@ -166,9 +166,18 @@ def told(device):
 
 
 def until_told(device, words, seconds=30.0):
-    """Wait until `status` and `why` say something in words."""
-    device.until(lambda: all(words in said for said in told(device).values()), words, seconds)
-    assert all(words in said for said in told(device).values()), told(device)
+    """Wait until `status` and `why` say something in words, for however short a time."""
+    heard = []
+
+    def holds():
+        if not heard and all(words in said for said in told(device).values()):
+            heard.append(words)
+        return heard
+
+    try:
+        device.until(holds, words, seconds)
+    finally:
+        assert heard, told(device)
 
 
 def files_of(device):

@@ -83,7 +83,12 @@ def grants():
     good = signed(GRANTS)
     cases = {
         "two epochs": {"raw": good, "keys": {"1": scalar(EPOCH).hex(), "2": scalar(second).hex()}},
+        "with a counter": {
+            "raw": signed(GRANTS, counter=1793534400000, keys=keys[:1]),
+            "keys": {"1": scalar(EPOCH).hex()},
+        },
         "no epoch": {"raw": signed(GRANTS, keys=[]), "keys": {}},
+        "with a counter that is no number": refused("payload", raw=signed(GRANTS, counter="1")),
         "too long": refused("length", raw=good, pad=65537),
         "of another type": refused("type", raw=signed(GRANTS, kind=COMMAND)),
         "unsigned": refused("signatures", raw=signed()),
