@@ -147,7 +147,7 @@ class Trusted:
 class TufClient:
     """One folder of metadata. One refresh at a time; the caller sees to that."""
 
-    def __init__(self, folder: Path, store: Store, root: bytes, check: Callable[[Chain], None]) -> None:
+    def __init__(self, folder: Path, store: Store, root: bytes, check: Callable[[Chain], object]) -> None:
         """The client for the repository in `store`.
 
         Args:
@@ -263,7 +263,7 @@ class StoreFetcher(FetcherInterface):
         deadline = time.monotonic() + DOCUMENT_S
         try:
             with self.store.stream(url) as download:
-                for piece in download.chunks():
+                for piece in download.pieces:
                     if time.monotonic() > deadline:
                         raise TransferError(f"{url}: not here after {DOCUMENT_S:.0f} s: check the network or the store")
                     yield piece
