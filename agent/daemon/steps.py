@@ -6,13 +6,14 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from agent.adapters import files, memory_file
 from agent.adapters.fetch import Mismatch, NoRoom, fetch
@@ -118,7 +119,8 @@ class Steps:
             case plan.Prove(place):
                 return self.runner.ask(messages.Prove(slot=slot, place=place))
             case plan.Promote(place, fallback):
-                return self._promote(slot, place, fallback)
+                hold_s = self.hold_s(slot)
+                return self.runner.ask(messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=hold_s))
             case plan.Confirm(place):
                 return self._confirm(slot, place)
             case plan.Unload(place):
@@ -222,10 +224,7 @@ class Steps:
         config = from_yaml(Config, documents["config.yaml"], f"{ref.name}: config.yaml")
         check_metadata(metadata, ref, slot)
         self._keep_documents(ref, documents)
-        return ReleaseRecord(
-            ref=ref, stored=True, verified=True, size=record.size, listing=record.listing,
-            metadata=metadata, config=config,
-        )  # fmt: skip
+        return replace(record, verified=True, metadata=metadata, config=config)
 
     def _documents(self, opener: Opener) -> dict[str, bytes]:
         contents = {name: bytearray() for name in DOCUMENTS}
@@ -312,11 +311,6 @@ class Steps:
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
 
-    async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
-        order = messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot))
-        reply, _ = await self.runner.ask(order)
-        assert isinstance(reply, messages.Done), reply
-
     async def _confirm(self, slot: str, place: Place) -> None:
         record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
         facts = [("slot", slot, confirm(record, place))]
@@ -367,8 +361,9 @@ class Steps:
         try:
             yield
         except TrustError as error:
-            if digest_of(self.sealed_path(ref)) == ref.digest:
-                raise
+            with contextlib.suppress(OSError):  # not there, or unreadable: gone bad here
+                if files.digest_of(self.sealed_path(ref)) == ref.digest:
+                    raise
             self.ledger.remove("release", ref.digest)
             self._remove_files(ref)
             raise TransferError(f"{ref.name}: its file was damaged on this disk; it is fetched again") from error
@@ -406,15 +401,6 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
     offsets = [0] * len(descriptors)
     for index, piece in opener.pieces():
         offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file; empty when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def check_metadata(metadata: Metadata, ref: Ref, slot: str) -> None:
