@@ -101,10 +101,8 @@ class Intake:
         async with self._polling:
             try:
                 trusted = await asyncio.to_thread(self.client.refresh, self.now())
-                await asyncio.to_thread(self._believe, trusted)
-                await asyncio.to_thread(self._take_withdrawn, trusted)
-                await asyncio.to_thread(self._take_grant, trusted)
-                await asyncio.to_thread(self._take_deployment, trusted)
+                for take in (self._believe, self._take_withdrawn, self._take_grant, self._take_deployment):
+                    await asyncio.to_thread(take, trusted)
             except EdgeError as error:
                 self._show_store(self.store.last_sync, str(error))
                 raise
