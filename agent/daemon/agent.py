@@ -280,4 +280,4 @@ class Agent:
         """End what the bench of an earlier life left in the runner."""
         async for line in self.runner.line.changes():
             if line is not None:
-                await self.bench.clean(line.client.facts)
+                await self.bench.clean(line.facts)

@@ -259,12 +259,6 @@ class Intake:
                 if ref is not None and ref in gone:
                     raise InputError(f"{slot}: {ref} cannot be chosen ({gone[ref]}); name another release")
 
-    def require_trusted(self) -> Trusted:
-        """The keys and listings that were verified last; raises TransferError before the first contact."""
-        if self.trusted is None:
-            raise TransferError("no keys or no policy is known yet: the next contact to the store brings them")
-        return self.trusted
-
     def refuse(self, what: str, reason: str) -> None:
         """Write down what was not believed."""
         self.news.tell("refused", reason=f"{what}: {reason}")

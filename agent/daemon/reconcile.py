@@ -235,7 +235,7 @@ class Reconciler:
         except BackendError as error:
             device = self.device()
             if device is not None:
-                await self._miss_soak(place, Failure(kind=error.kind, reason=str(error)), device)
+                await self._miss_soak(place, Failure.of(error), device)
         except TransferError:
             return False
         else:

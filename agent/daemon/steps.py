@@ -94,16 +94,10 @@ class Steps:
         """What came of one step."""
         try:
             said = await self._do(slot, step, device)
-        except Mismatch as error:  # of the bytes that came, not of the release: other bytes may come another time
-            return Later(str(error))
-        except TrustError as error:
-            return Never(Failure(kind=Kind.TRUST, reason=str(error)))
-        except TransferError as error:
+        except (Mismatch, TransferError) as error:  # a mismatch is one of the bytes that came, not of the release
             return Later(str(error), isinstance(error, NoRoom))
-        except BackendError as error:
-            return Never(Failure(kind=error.kind, reason=str(error)))
-        except InputError as error:
-            return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
+        except (TrustError, BackendError, InputError) as error:
+            return Never(Failure.of(error))
         return Success(said if isinstance(said, str) else "")
 
     def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[object]:  # noqa: C901, PLR0911  one line per step
