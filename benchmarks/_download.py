@@ -37,7 +37,7 @@ def child(asked: dict[str, str]) -> dict[str, float]:
 
     def plain() -> None:
         with store.stream(key) as download, files.writer(target) as file:
-            for piece in download.chunks():
+            for piece in download.pieces:
                 file.write(piece)
             os.fsync(file.fileno())
 

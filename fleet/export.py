@@ -93,7 +93,7 @@ def copy(store: Store, target: TargetFile, archive: zipfile.ZipFile, tell: Tell)
     digest, name = hashlib.sha256(), target.path.rsplit("/", 1)[1]
     with store.stream(key_of(target)) as download, archive.open(entry(key_of(target)), "w", force_zip64=True) as file:
         done = 0
-        for piece in download.chunks():
+        for piece in download.pieces:
             digest.update(piece)
             done += file.write(piece)
             tell(name, done, target.length)

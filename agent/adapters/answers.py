@@ -49,7 +49,7 @@ def download(body: Any, status: int, headers: Mapping[str, str], start: int, eta
         body.close()
         raise
     # a weak mark means the same to people, not to bytes: no server continues by it
-    return Download("" if mark.startswith("W/") else mark, size, begins, _pieces(body, where), body.close)
+    return Download("" if mark.startswith("W/") else mark, size, begins, _pieces(body, where), body.close, where)
 
 
 def _extent(status: int, headers: Mapping[str, str], start: int, where: str) -> tuple[int, int]:

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from agent.adapters.store import Changed, Download, FileStore, Missing, check_key, read_limited
+from agent.adapters.store import Changed, Download, FileStore, Missing, Store, check_key
 from agent.core.errors import InputError
 
 INDEX_BYTES = 4 * 1024 * 1024  # 30,000 entries; it lies in memory, with what Python makes of it
 LOCAL = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature ... length of the name, of the extra field
 
 
-class ArchiveStore:
+class ArchiveStore(Store):
     """One file, opened and looked through."""
 
     def __init__(self, path: Path) -> None:
@@ -38,10 +38,6 @@ class ArchiveStore:
         except (zipfile.BadZipFile, InputError, NotImplementedError, ValueError, OSError, struct.error) as error:
             raise InputError(f"{path}: not a whole export ({error}); make one with `edge-fleet export`") from error
 
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), f"{self.path}: {key}", limit)
-
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`."""
         if check_key(key) not in self._entries:
@@ -52,7 +48,7 @@ class ArchiveStore:
         if etag not in {None, mark} or start > size:
             whole.close()
             raise Changed(f"{self.path}: {key} is not what was read before: it is read from its beginning")
-        return Download(mark, size, start, _first(whole.pieces, size - start), whole.close)
+        return Download(mark, size, start, _first(whole.pieces, size - start), whole.close, f"{self.path}: {key}")
 
 
 class Index(FileIO):

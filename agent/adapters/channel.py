@@ -125,15 +125,15 @@ class Channel(Packets[M]):
             loop.remove_reader(self.sock)
 
 
-def listen(path: Path) -> socket.socket:
+def listen(path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET, mode: int = 0o666) -> socket.socket:
     """A listening socket at `path`, in place of one that a dead process left there.
 
-    Anybody may connect: `peer_uid` says whom to answer.
+    Where anybody may connect, `peer_uid` says whom to answer.
     """
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock = socket.socket(socket.AF_UNIX, kind)
     sock.bind(str(path))
-    path.chmod(0o666)
+    path.chmod(mode)
     sock.listen(WAITING)
     return sock
 

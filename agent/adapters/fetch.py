@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from agent.adapters import files
 from agent.adapters.store import CHUNK_BYTES, Changed, Download, Store
@@ -97,14 +95,6 @@ class Part:
         self.etag = ""
         self.offset = self.synced = 0
         self.digest = hashlib.sha256()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
 
     def resume(self) -> None:
         """Takes up what an earlier call left, as far as it is certain."""
@@ -199,7 +189,8 @@ def fetch(  # noqa: PLR0913  the three of the signed target, the three of the ca
     with files.saying_why(destination):
         if _holds(destination, size, sha256):
             return
-    with files.saying_why(destination), Part(destination, size, sha256) as part:
+        part = Part(destination, size, sha256)
+    with files.saying_why(destination), part.file:
         part.resume()
         require_room(destination, size, size - part.offset)
         try:
@@ -224,7 +215,7 @@ def _transfer(store: Store, key: str, part: Part, pace: Pace, on_progress: Calla
             if download.start != part.offset:
                 part.restart()
             part.etag = download.etag
-            for piece in download.chunks():
+            for piece in download.pieces:
                 if part.offset + len(piece) > part.size:
                     raise Mismatch(f"{key}: more than the {part.size} signed bytes came: look at the store")
                 part.add(piece)
@@ -282,8 +273,4 @@ def _no_room(destination: Path, size: int) -> NoRoom:
 
 def _holds(path: Path, size: int, sha256: str) -> bool:
     """Whether an earlier call got as far as the name."""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except FileNotFoundError:
-        return False
+    return path.exists() and path.stat().st_size == size and files.digest_of(path) == sha256

@@ -6,6 +6,7 @@ left behind starts with TEMP, is never read, and is removed at the next start.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.core.errors import TransferError
+from agent.core.errors import InputError, TransferError
 
 TEMP = ".tmp-"
 COPY_BYTES = 1024 * 1024
@@ -62,11 +63,7 @@ def write_temp(path: Path, content: Content, mode: int = 0o640) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Makes renames, new names and removals in `folder` durable."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    sync_file(folder)
 
 
 def sync_file(path: Path) -> None:
@@ -76,6 +73,20 @@ def sync_file(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def read_needed(path: Path, cure: str) -> bytes:
+    """The whole file; raises InputError with the cure where it cannot be had."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; {cure}") from error
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_or_none(path: Path) -> bytes | None:

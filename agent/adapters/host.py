@@ -46,7 +46,6 @@ class Readings(Document):
 def readings(disk: Path) -> Readings:
     """How the machine is now; `disk` is a folder on the file system whose free space counts."""
     memory = psutil.virtual_memory()
-    count = _throttle_count()
     return Readings(
         cpu_percent=psutil.cpu_percent(interval=None),
         load=psutil.getloadavg()[0],
@@ -59,7 +58,7 @@ def readings(disk: Path) -> Readings:
         clock_synchronised=SYNCHRONISED.exists(),
         power_mode=_line(POWER_MODE).removeprefix("pmode:").split(" ")[0],
         throttled=_is_cooled(),
-        throttle_count=count,
+        throttle_count=_throttle_count(),
         hardware=hardware(),
     )
 
@@ -68,11 +67,7 @@ def hardware() -> str:
     """What the maker calls this machine, or its processor's architecture."""
     tree = _line(TREE_MODEL)
     board = " ".join(filter(None, (_line(BOARD / "sys_vendor"), _line(BOARD / "product_name"))))
-    return tree or board or _architecture()
-
-
-def _architecture() -> str:
-    return os.uname().machine
+    return tree or board or os.uname().machine
 
 
 def _temperatures() -> dict[str, float]:
@@ -86,12 +81,9 @@ def _temperatures() -> dict[str, float]:
 
 def _is_cooled() -> bool | None:
     """Whether the kernel holds a processor or GPU back because of heat; None where it does not say."""
-    states = [
-        state
-        for state in (_number(cooler / "cur_state") for cooler in COOLERS.glob("cooling_device*") if _is_brake(cooler))
-        if state is not None
-    ]
-    return any(state > 0 for state in states) if states else None
+    found = [_number(cooler / "cur_state") for cooler in COOLERS.glob("cooling_device*") if _is_brake(cooler)]
+    states = [state for state in found if state is not None]
+    return any(states) if states else None
 
 
 def _is_brake(cooler: Path) -> bool:

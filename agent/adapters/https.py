@@ -11,13 +11,13 @@ from urllib.parse import quote, urlsplit
 from urllib3 import PoolManager, Retry, Timeout
 
 from agent.adapters import answers
-from agent.adapters.store import Download, StoreSettings, check_key, read_limited
+from agent.adapters.store import Download, Store, StoreSettings, check_key
 from agent.core.errors import InputError
 
 REDIRECTS = 3  # a CDN sends to one of its own hosts, perhaps by way of a signed URL
 
 
-class HttpsStore:
+class HttpsStore(Store):
     """What lies below one URL."""
 
     def __init__(self, settings: StoreSettings) -> None:
@@ -38,10 +38,6 @@ class HttpsStore:
             timeout=Timeout(connect=answers.CONNECT_S, read=answers.READ_S),
             retries=Retry(total=REDIRECTS, redirect=REDIRECTS, connect=0, read=0, status=0, other=0),
         )
-
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), f"{self.url}/{key}", limit)
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`."""

@@ -97,20 +97,20 @@ def grow(number: int, wanted: int) -> None:
 
 def map_shared(number: int) -> mmap.mmap:
     """All of an arena as it is now, for reading and writing."""
-    content = mmap.mmap(number, 0)
-    content.madvise(mmap.MADV_DONTDUMP)
-    return content
+    return _mapped(number, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def map_for_reading(number: int) -> mmap.mmap:
     """All of an arena as it is now; a write to it is an error."""
-    content = mmap.mmap(number, 0, prot=mmap.PROT_READ)
-    content.madvise(mmap.MADV_DONTDUMP)
-    return content
+    return _mapped(number, mmap.PROT_READ)
 
 
 def _readable(number: int) -> mmap.mmap:
     # Private: before Linux 6.7 a file sealed against writing cannot be mapped shared.
-    content = mmap.mmap(number, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return _mapped(number, mmap.PROT_READ, mmap.MAP_PRIVATE)
+
+
+def _mapped(number: int, may: int, how: int = mmap.MAP_SHARED) -> mmap.mmap:
+    content = mmap.mmap(number, 0, flags=how, prot=may)
     content.madvise(mmap.MADV_DONTDUMP)
     return content

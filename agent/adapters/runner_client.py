@@ -26,11 +26,12 @@ class RunnerClient:
         self._last = 0
         self._channel: Channel[Answer] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self.welcome: Welcome
         self.facts = Facts()
         self.lost = asyncio.Event()
 
-    async def connect(self) -> Welcome:
-        """What the runner says of itself.
+    async def connect(self) -> None:
+        """Greets the runner, which says in `welcome` what it is.
 
         Raises:
             TransferError: it is not there, or does not speak our protocol.
@@ -39,7 +40,8 @@ class RunnerClient:
         self._listening = asyncio.create_task(self._listen(self._channel), name="runner client")
         reply, _ = await self.ask(Hello())
         if isinstance(reply, Welcome):
-            return reply
+            self.welcome = reply
+            return
         await self.close()
         reason = reply.failure.reason if isinstance(reply, Refused) else f"it answered {type(reply).__name__}"
         raise TransferError(f"edge-runner does not take us: {reason}")

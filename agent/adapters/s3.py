@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as SdkConnectionError
 
 from agent.adapters import answers
-from agent.adapters.store import Download, StoreSettings, check_key, read_limited
+from agent.adapters.store import Download, Store, StoreSettings, check_key
 from agent.core.errors import InputError, TransferError
 
 ADVICE = {
@@ -26,7 +26,7 @@ ADVICE = {
 }
 
 
-class S3Store:
+class S3Store(Store):
     """One bucket, below one prefix."""
 
     def __init__(self, settings: StoreSettings, bucket: str, prefix: str) -> None:
@@ -49,10 +49,6 @@ class S3Store:
             self.client = session.client("s3", endpoint_url=endpoint, verify=settings.ca, config=config)
         except (BotoCoreError, ValueError, OSError) as error:
             raise InputError(f"s3://{bucket}: {error}: correct the store's settings in agent.yaml") from error
-
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), self._where(key), limit)
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`."""

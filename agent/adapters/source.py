@@ -18,7 +18,7 @@ from pathlib import Path
 from agent.adapters import files
 from agent.adapters.archive import ArchiveStore
 from agent.adapters.ledger import Ledger
-from agent.adapters.store import Download, FileStore, Limits, Store, read_limited
+from agent.adapters.store import Download, FileStore, Limits, Store
 from agent.core.errors import TransferError
 
 ROUTES = Path("/proc/net/route")
@@ -27,7 +27,7 @@ KIND = "traffic"  # in the ledger: "2026-11-25 wwan0" -> bytes
 
 
 @dataclass(eq=False)
-class Source:
+class Source(Store):
     """The device's one way to bytes."""
 
     store: Store
@@ -47,10 +47,6 @@ class Source:
         self._require(link, limits)
         rate = limits.rate_limit_mb_s or self.rate_limit_mb_s
         return int(rate * 1e6) if rate else None
-
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), key, limit)
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`; what the link may not carry now is a TransferError that says until when."""

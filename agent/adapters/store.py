@@ -13,7 +13,6 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
@@ -73,19 +72,14 @@ class Download:
     etag: str
     size: int  # of the whole object
     start: int
-    pieces: Iterator[bytes]
+    pieces: Iterator[bytes]  # of at most CHUNK_BYTES; they may end early without an error
     close: Callable[[], None]
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes from `start`, in pieces of at most CHUNK_BYTES. They may end early without an error."""
-        return self.pieces
+    where: str  # the object's name in messages
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -100,7 +94,14 @@ class Store(Protocol):
             TrustError: it is longer than `limit` bytes.
             TransferError: it could not be had now.
         """
-        ...
+        with self.stream(key) as download:
+            where, size = download.where, download.size
+            if size > limit:
+                raise TrustError(f"{where}: {size} bytes; at most {limit} are believed: its publisher must look")
+            content = b"".join(download.pieces)
+        if len(content) != size:
+            raise TransferError(f"{where}: {len(content)} of {size} bytes came: it is tried again")
+        return content
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """The object from byte `start`, for use in a `with`; with `etag`, only of the same bytes as before.
@@ -154,26 +155,11 @@ def check_key(key: str) -> str:
     return key
 
 
-def read_limited(download: Download, name: str, limit: int) -> bytes:
-    """All bytes of an answer from its beginning; the rules of `Store.read`."""
-    with download:
-        if download.size > limit:
-            raise TrustError(f"{name}: {download.size} bytes; at most {limit} are believed: its publisher must look")
-        content = b"".join(download.chunks())
-    if len(content) != download.size:
-        raise TransferError(f"{name}: {len(content)} of {download.size} bytes came: it is tried again")
-    return content
-
-
-class FileStore:
+class FileStore(Store):
     """A folder as a store: a stick, a mirror, a test."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), key, limit)
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`."""
@@ -186,7 +172,7 @@ class FileStore:
             raise Changed(f"{path}: it is not the file it was: it is fetched from its beginning")
         os.lseek(number, start, os.SEEK_SET)
         file = os.fdopen(number, "rb", buffering=0)
-        return Download(mark, found.st_size, start, _pieces(file, path, found.st_size - start), file.close)
+        return Download(mark, found.st_size, start, _pieces(file, path, found.st_size - start), file.close, key)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

@@ -82,16 +82,11 @@ class Trusted:
     def __init__(self, updater: Updater, store: Store, small: Path) -> None:
         chain = updater._trusted_set  # noqa: SLF001  see the top of the file
         self.chain = Chain(root=chain.root, timestamp=chain.timestamp, snapshot=chain.snapshot, targets=chain.targets)
-        self.expires = chain.timestamp.expires
+        self.targets: Targets = chain.targets  # `verify_delegate` of signed documents
         self._updater = updater
         self._store = store
         self._small = small
         self._lock = threading.Lock()
-
-    @property
-    def targets(self) -> Targets:
-        """The top-level targets: `verify_delegate` of signed documents."""
-        return self.chain.targets
 
     @property
     def expiries(self) -> Mapping[str, datetime]:
@@ -147,7 +142,7 @@ class Trusted:
 class TufClient:
     """One folder of metadata. One refresh at a time; the caller sees to that."""
 
-    def __init__(self, folder: Path, store: Store, root: bytes, check: Callable[[Chain], None]) -> None:
+    def __init__(self, folder: Path, store: Store, root: bytes, check: Callable[[Chain], object]) -> None:
         """The client for the repository in `store`.
 
         Args:
@@ -188,27 +183,22 @@ class TufClient:
         return trusted
 
     def load(self) -> Trusted:
-        """What the last good refresh listed, without a network; it may have expired (`expires`).
+        """What the last good refresh listed, without a network; it may have expired (`expiries`).
 
         Raises:
             TransferError: there is no whole set here, and the next refresh brings one; or the disk refuses.
             TrustError: the set is below the floor.
         """
-        with files.saying_why(self.folder):  # python-tuf writes what it has verified, here too
-            trusted = self._load()
+        current, folder = self.folder / "current", self.folder
+        with files.saying_why(folder):  # python-tuf writes what it has verified, here too
+            if not (current / "timestamp.json").is_file():
+                raise TransferError(f"{folder}: nothing verified is here yet: the first contact to the store brings it")
+            try:
+                trusted = self._verify(current.resolve(), KeptFetcher(current / "timestamp.json"), ALWAYS)
+            except (TransferError, TrustError) as error:
+                raise TransferError(f"{folder}: what is kept here is damaged; the next refresh mends it") from error
             self.check(trusted.chain)
         return trusted
-
-    def _load(self) -> Trusted:
-        current = self.folder / "current"
-        if not (current / "timestamp.json").is_file():
-            raise TransferError(
-                f"{self.folder}: nothing verified is here yet: it comes with the first contact to the store"
-            )
-        try:
-            return self._verify(current.resolve(), KeptFetcher(current / "timestamp.json"), ALWAYS)
-        except (TransferError, TrustError) as error:
-            raise TransferError(f"{self.folder}: what is kept here is damaged; the next refresh mends it") from error
 
     def _verify(self, folder: Path, fetcher: FetcherInterface, now: datetime) -> Trusted:
         config = UpdaterConfig(max_root_rotations=ROOTS, max_delegations=DELEGATIONS)
@@ -263,7 +253,7 @@ class StoreFetcher(FetcherInterface):
         deadline = time.monotonic() + DOCUMENT_S
         try:
             with self.store.stream(url) as download:
-                for piece in download.chunks():
+                for piece in download.pieces:
                     if time.monotonic() > deadline:
                         raise TransferError(f"{url}: not here after {DOCUMENT_S:.0f} s: check the network or the store")
                     yield piece

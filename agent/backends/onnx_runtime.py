@@ -8,12 +8,12 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from agent.backends.onnx_file import OnnxHead, check_opset, read_head
-from agent.backends.session import Array
+from agent.backends.session import Array, Feeds
 from agent.core.candidate import GPU, Backend, Candidate
 from agent.core.errors import BackendError, InputError, Kind
 from agent.core.release import Config
@@ -37,9 +37,7 @@ _FATAL = 4  # ONNX Runtime's log level: errors are raised, not printed
 class OnnxRuntimeSession(ort.InferenceSession):  # type: ignore[misc] # the library is not typed
     """ONNX Runtime's session, with our errors and a way to give it back."""
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
         """As `Session.run`."""
         try:
             outputs: list[Array] = super().run(output_names, input_feed, run_options)

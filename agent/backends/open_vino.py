@@ -7,7 +7,7 @@
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from threading import Lock
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agent.backends.onnx_file import OnnxHead, read_head
-from agent.backends.session import TYPES, Array, Port, check_feeds, select
+from agent.backends.session import TYPES, Array, Feeds, Port, check_feeds, select
 from agent.core.candidate import Candidate
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Config
@@ -39,9 +39,7 @@ class OpenVinoSession:
         self._inputs = _ports(model.inputs, head.inputs)
         self._outputs = _ports(model.outputs, head.outputs)
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
         """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
         del run_options
         places = select([port.name for port in self._outputs], output_names)

@@ -16,6 +16,7 @@ from agent.core.errors import InputError
 from agent.core.release import Dtype
 
 Array = NDArray[Any]
+Feeds = Mapping[str, Array]
 
 _C_NAMES = {"float32": "float", "float64": "double"}
 DTYPES: Mapping[str, Dtype] = {  # ONNX Runtime's name of a tensor type: numpy's name of its elements
@@ -43,9 +44,7 @@ class NodeArg(Protocol):
 class Session(Protocol):
     """A loaded model."""
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
         """The outputs named, or all, in order.
 
         Raises:
@@ -75,7 +74,7 @@ class Port:
     type: str
 
 
-def check_feeds(inputs: Sequence[NodeArg], feeds: Mapping[str, Array]) -> None:
+def check_feeds(inputs: Sequence[NodeArg], feeds: Feeds) -> None:
     """Return when the feeds fit the inputs; for backends that would cast or guess.
 
     Raises:

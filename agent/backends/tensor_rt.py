@@ -11,7 +11,7 @@ Needs TensorRT 10 or newer and the CUDA runtime's shared library; nothing of thi
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agent.backends.onnx_file import read_head
-from agent.backends.session import TYPES, Array, Port, check_feeds, select
+from agent.backends.session import TYPES, Array, Feeds, Port, check_feeds, select
 from agent.core.candidate import Candidate
 from agent.core.errors import BackendError, InputError, Kind
 from agent.core.release import Config
@@ -52,9 +52,7 @@ class TensorRtSession:
         self._inputs = tuple(_port(engine, name) for name in names if _is_input(engine, name))
         self._outputs = tuple(_port(engine, name) for name in names if not _is_input(engine, name))
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
         """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
         del run_options
         places = select([port.name for port in self._outputs], output_names)

@@ -17,7 +17,7 @@ from agent.backends.hardware import conditions, moved, peak_memory_mb
 from agent.backends.session import Session
 from agent.backends.signature import check_tensors
 from agent.core.candidate import Candidate, Deviation, Evidence, Failure
-from agent.core.errors import BackendError, InputError, Kind
+from agent.core.errors import BackendError, InputError
 from agent.core.release import Config, Metadata
 
 
@@ -41,9 +41,9 @@ def run_trial(  # noqa: PLR0913, PLR0917 - a trial is about just these
         if all(one.within for one in evidence.deviations):
             evidence = _measured(evidence, session, config, golden[0], runs)
     except BackendError as error:
-        return replace(evidence, failure=Failure(kind=error.kind, reason=str(error)), memory_mb=peak_memory_mb())
+        return replace(evidence, failure=Failure.of(error), memory_mb=peak_memory_mb())
     except InputError as error:  # the golden feeds do not fit the model
-        return replace(evidence, failure=Failure(kind=Kind.STRUCTURE, reason=str(error)))
+        return replace(evidence, failure=Failure.of(error))
     return replace(evidence, memory_mb=peak_memory_mb())
 
 

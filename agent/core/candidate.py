@@ -10,12 +10,12 @@ Rules:
 import hashlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from msgspec import Meta, field
 
 from agent.core.documents import Document
-from agent.core.errors import Kind
+from agent.core.errors import BackendError, InputError, Kind, TrustError
 from agent.core.release import Config, Gates
 
 Positive = Annotated[float, Meta(ge=0)]
@@ -81,6 +81,11 @@ class Failure(Document):
 
     kind: Kind
     reason: str
+
+    @classmethod
+    def of(cls, error: TrustError | BackendError | InputError) -> Self:
+        """What an error says."""
+        return cls(kind=error.kind, reason=str(error))
 
 
 class Evidence(Document):

@@ -36,6 +36,8 @@ class EdgeError(Exception):
 class TrustError(EdgeError):
     """What came is not to be believed. Never retried for the same bytes."""
 
+    kind = Kind.TRUST
+
 
 class TransferError(EdgeError):
     """It could not be had now; wait and retry."""
@@ -51,3 +53,5 @@ class BackendError(EdgeError):
 
 class InputError(EdgeError):
     """A user's mistake: what is wrong, where, and what to do."""
+
+    kind = Kind.STRUCTURE

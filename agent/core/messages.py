@@ -244,7 +244,7 @@ class SeatLoad(Document, tag=True):
 
 
 class SeatTrial(Document, tag=True):
-    """Answer: SeatTried."""
+    """Answer: Tried."""
 
     key: str
     runs: int
@@ -287,12 +287,6 @@ class SeatReady(Document, tag=True):
     load_s: float
 
 
-class SeatTried(Document, tag=True):
-    """What the trial measured."""
-
-    evidence: Evidence
-
-
 class SeatRan(Document, tag=True):
     """The outputs lie in the lane's answer arena."""
 
@@ -310,7 +304,7 @@ class SeatFailed(Document, tag=True):
 
 
 ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun
-FromSeat = SeatReady | SeatTried | SeatRan | SeatFailed
+FromSeat = SeatReady | Tried | SeatRan | SeatFailed
 
 
 def encode(message: Any) -> bytes:

@@ -65,74 +65,60 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class OfRelease:
+    """A step with the files of a release, or on the record of it."""
+
+    release: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class OfPlace:
+    """A step with a seat."""
+
+    place: Place
+
+
+class Fetch(OfRelease):
     """Download the sealed release."""
 
-    release: Ref
 
-
-@dataclass(frozen=True, slots=True)
-class Verify:
+class Verify(OfRelease):
     """Open the sealed release once and check all of it."""
 
-    release: Ref
 
-
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(OfPlace):
     """Start a seat."""
 
-    place: Place
 
-
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(OfPlace):
     """Prove and benchmark a seat whose candidate has no evidence."""
 
-    place: Place
 
-
-@dataclass(frozen=True, slots=True)
-class Prove:
+class Prove(OfPlace):
     """Golden samples alone, for a seat whose candidate has evidence."""
 
-    place: Place
-
 
 @dataclass(frozen=True, slots=True)
-class Promote:
+class Promote(OfPlace):
     """Make a proven seat the serving one."""
 
-    place: Place
     fallback: Place | None
 
 
-@dataclass(frozen=True, slots=True)
-class Confirm:
+class Confirm(OfPlace):
     """The soak is over: record the serving seat as last good."""
 
-    place: Place
 
-
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(OfPlace):
     """End a seat."""
 
-    place: Place
 
-
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(OfRelease):
     """Remove a release's files."""
 
-    release: Ref
 
-
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(OfRelease):
     """Record that no candidate of a release is left; the reasons are those of its candidates."""
-
-    release: Ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@
 5. What was withdrawn is no way back either, and no pin holds it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from msgspec.structs import replace
@@ -40,6 +40,14 @@ class SlotRecord(Document):
     def last_good(self) -> Place | None:
         """What was confirmed last."""
         return self.good[0] if self.good else None
+
+
+def slots_of(slot: str | None, known: Iterable[str]) -> list[str]:
+    """The slot that somebody names, or all of them, sorted; raises InputError where there is none of that name."""
+    names = sorted(known)
+    if slot is not None and slot not in names:
+        raise InputError(f"no slot {slot!r}; this device has {', '.join(names) or 'none yet'}")
+    return names if slot is None else [slot]
 
 
 def deploy(record: SlotRecord, release: Ref | None, soak_s: float) -> SlotRecord:

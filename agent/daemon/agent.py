@@ -23,11 +23,12 @@ from agent.adapters.outbox import Outbox
 from agent.adapters.pulse import Pulse
 from agent.adapters.source import Source
 from agent.adapters.store import open_store
-from agent.adapters.tuf_client import Chain, TufClient
+from agent.adapters.tuf_client import TufClient
 from agent.core import plan
 from agent.core.documents import to_json
-from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.errors import EdgeError, TransferError
 from agent.core.records import Device, ReleaseRecord
+from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
@@ -90,8 +91,9 @@ class Agent:
         self.news = News(settings.device, self.ledger, self.outbox)
         keyring = Keyring(Path(settings.device_key), settings.device, settings.group, self.ledger)
         store = settings.store
+        root = files.read_needed(Path(settings.root), "`edge-provision device enrol` writes the pinned root")
         source = Source(open_store(store), store.rate_limit_mb_s, store.links, self.ledger)
-        self.tuf = TufClient(state / "tuf", source, read_root(Path(settings.root)), self._check)
+        self.tuf = TufClient(state / "tuf", source, root, lambda chain: self.intake.check(chain))  # noqa: PLW0108  made below
         self.intake = Intake(
             settings.device, settings.group, self.tuf, self.ledger, keyring, self.news, BUILT, store.poll_s
         )
@@ -168,17 +170,14 @@ class Agent:
         record = self.ledger.get("slot", slot, SlotRecord)
         wish = record.desired if record is not None else None
         if slot not in self._swaps or self._swaps[slot][0] != wish:
-            self._swaps[slot] = (wish, self._roomy_swap(record))
+            self._swaps[slot] = (wish, self._roomy_swap(wish))
         return self._swaps[slot][1]
 
-    def _roomy_swap(self, record: SlotRecord | None) -> plan.Swap:
-        release = self._release(record)
+    def _roomy_swap(self, wish: Ref | None) -> plan.Swap:
+        release = self.ledger.get("release", wish.digest, ReleaseRecord) if wish is not None else None
         need = release.metadata.compatibility.memory_mb if release is not None and release.metadata is not None else 0.0
         room = host.readings(self.settings.state).memory_available_mb
         return plan.Swap.AVAILABILITY if room > TWICE * need else plan.Swap.RESOURCE
-
-    def _check(self, chain: Chain) -> None:
-        self.intake.check(chain)
 
     def note(self) -> None:
         """Something that is shown has changed."""
@@ -292,21 +291,4 @@ class Agent:
         """End what the bench of an earlier life left in the runner."""
         async for line in self.runner.line.changes():
             if line is not None:
-                await self.bench.clean(line.client.facts)
-
-    def _release(self, record: SlotRecord | None) -> ReleaseRecord | None:
-        if record is None or record.desired is None:
-            return None
-        return self.ledger.get("release", record.desired.digest, ReleaseRecord)
-
-
-def read_root(path: Path) -> bytes:
-    """The pinned root.
-
-    Raises:
-        InputError: it is not there.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; `edge-provision device enrol` writes the pinned root") from error
+                await self.bench.clean(line.facts)

@@ -77,7 +77,7 @@ class Bench:
             order = Trial(slot=slot + SHADOW, place=place, key=device.key(place.candidate), runs=RUNS)
             reply, _ = await self.runner.ask(order)
         except BackendError as error:
-            return Measured(candidate=place.candidate, failure=Failure(kind=error.kind, reason=str(error)))
+            return Measured(candidate=place.candidate, failure=Failure.of(error))
         finally:
             await self._end(slot + SHADOW, place)
         assert isinstance(reply, Tried), reply

@@ -28,6 +28,7 @@ from agent.adapters import files
 from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
+from agent.core.slot import slots_of
 from agent.daemon import doctor, show
 from agent.daemon.agent import Agent, first
 from agent.daemon.bench import Measured
@@ -50,18 +51,13 @@ def main() -> None:
     arguments = parser().parse_args()
     try:
         sys.exit(arguments.call(arguments))
-    except InputError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        sys.exit(EX_CONFIG if arguments.call is run else 2)
-    except EdgeError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BaseExceptionGroup as group:
-        cause = first(group)
+    except (EdgeError, BaseExceptionGroup) as error:
+        cause = first(error) if isinstance(error, BaseExceptionGroup) else error
         if not isinstance(cause, EdgeError):
             raise
         print(f"edge-agent: {cause}", file=sys.stderr)
-        sys.exit(1)
+        mistake = EX_CONFIG if arguments.call is run else 2
+        sys.exit(mistake if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -162,10 +158,7 @@ def status_now(settings: Settings) -> RenderableType:
 def why(arguments: argparse.Namespace) -> int:
     """The reasons."""
     state = read_state(read_settings(arguments.config))
-    if arguments.slot is not None and arguments.slot not in state.slots:
-        raise InputError(f"no slot {arguments.slot!r}; this device has {', '.join(sorted(state.slots)) or 'none yet'}")
-    names = [arguments.slot] if arguments.slot else sorted(state.slots)
-    Console().print(show.why(state, names))
+    Console().print(show.why(state, slots_of(arguments.slot, state.slots)))
     return 0
 
 

@@ -20,7 +20,7 @@ from agent.adapters.broker import Message
 from agent.adapters.ledger import Ledger
 from agent.adapters.tuf_client import Trusted
 from agent.core.documents import Document
-from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.errors import EdgeError, InputError
 from agent.core.intent import Command, Reply, Verb
 from agent.core.records import Rejection, ReleaseRecord
 from agent.core.release import Ref
@@ -90,10 +90,9 @@ class Commands:
     def _judge(self, message: Message, name: str) -> Reply:
         if message.retain:
             return refusal(name, "the command was published as retained; send it without retain")
-        try:
-            trusted = self.intake.require_trusted()
-        except TransferError as error:
-            return refusal(name, str(error))
+        trusted = self.intake.trusted
+        if trusted is None:
+            return refusal(name, "no keys or no policy is known yet: the next contact to the store brings them")
         floors = self.ledger.all("counter", int)
         device, group, policy = self.intake.device, self.intake.group, self.intake.policy
         command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now(), policy)

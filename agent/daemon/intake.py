@@ -101,10 +101,8 @@ class Intake:
         async with self._polling:
             try:
                 trusted = await asyncio.to_thread(self.client.refresh, self.now())
-                await asyncio.to_thread(self._believe, trusted)
-                await asyncio.to_thread(self._take_withdrawn, trusted)
-                await asyncio.to_thread(self._take_grant, trusted)
-                await asyncio.to_thread(self._take_deployment, trusted)
+                for take in (self._believe, self._take_withdrawn, self._take_grant, self._take_deployment):
+                    await asyncio.to_thread(take, trusted)
             except EdgeError as error:
                 self._show_store(self.store.last_sync, str(error))
                 raise
@@ -260,12 +258,6 @@ class Intake:
             for ref in {record.deployed, record.override} - {was.deployed, was.override}:
                 if ref is not None and ref in gone:
                     raise InputError(f"{slot}: {ref} cannot be chosen ({gone[ref]}); name another release")
-
-    def require_trusted(self) -> Trusted:
-        """The keys and listings that were verified last; raises TransferError before the first contact."""
-        if self.trusted is None:
-            raise TransferError("no keys or no policy is known yet: the next contact to the store brings them")
-        return self.trusted
 
     def refuse(self, what: str, reason: str) -> None:
         """Write down what was not believed."""

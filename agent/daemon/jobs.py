@@ -19,7 +19,7 @@ from agent.core.errors import EdgeError, InputError
 from agent.core.intent import Command, Reply, Verb
 from agent.core.records import Rejection, TrialRecord
 from agent.core.release import Ref
-from agent.core.slot import SlotRecord
+from agent.core.slot import SlotRecord, slots_of
 from agent.daemon.bench import Bench
 from agent.daemon.board import Board
 from agent.daemon.commands import Commands, Known
@@ -85,10 +85,7 @@ class Jobs:
         await asyncio.to_thread(self.commands.finish, command.id, reply)
 
     def _slots(self, slot: str | None) -> list[str]:
-        known = sorted(self.ledger.all("slot", SlotRecord))
-        if slot is not None and slot not in known:
-            raise InputError(f"no slot {slot!r}; this device has {', '.join(known) or 'none yet'}")
-        return [slot] if slot is not None else known
+        return slots_of(slot, self.ledger.all("slot", SlotRecord))
 
     def _reopen(self, slot: str | None) -> list[str]:
         """Forget what may be tried again: failures that are not final."""

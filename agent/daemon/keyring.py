@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec.structs import replace
 from tuf.api.metadata import Targets
 
+from agent.adapters import files
 from agent.adapters.ledger import Ledger
 from agent.core.errors import InputError, TransferError, TrustError
 from agent.trust.grant import Grant, believe_grant, open_granted, unwrap_key
@@ -88,10 +89,8 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         InputError: it is missing, readable by everybody, or no P-256 key in PEM.
     """
-    try:
-        content, mode = path.read_bytes(), path.stat().st_mode
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; enrol the device with `edge-provision device enrol`") from error
+    content = files.read_needed(path, "enrol the device with `edge-provision device enrol`")
+    mode = path.stat().st_mode
     if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         raise InputError(f"{path}: others may read or change the device's key (mode {mode & 0o777:o}); chmod 600 it")
     try:

@@ -89,16 +89,9 @@ class News:
         self._writer.submit(self._say, lambda: self._outbox.put([item], datetime.now(UTC).timestamp()))
 
     def _keep(self, event: Event) -> None:
-        number = event.number
-        self._say(
-            lambda: self._ledger.put_all(
-                [
-                    ("count", "event", number),
-                    ("event", f"{number:012d}", event),
-                    ("event", f"{number - EVENTS_KEPT:012d}", None),
-                ]
-            )
-        )
+        name, outworn = f"{event.number:012d}", f"{event.number - EVENTS_KEPT:012d}"
+        facts = [("count", "event", event.number), ("event", name, event), ("event", outworn, None)]
+        self._say(lambda: self._ledger.put_all(facts))
         item = Item(topic=f"{self.prefix}/evt/{event.kind}", payload=to_json(event), rank=Rank.EVENT)
         self._say(lambda: self._outbox.put([item], event.at.timestamp()))
 

@@ -235,7 +235,7 @@ class Reconciler:
         except BackendError as error:
             device = self.device()
             if device is not None:
-                await self._miss_soak(place, Failure(kind=error.kind, reason=str(error)), device)
+                await self._miss_soak(place, Failure.of(error), device)
         except TransferError:
             return False
         else:
@@ -325,13 +325,8 @@ EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "veri
 
 def ref_of(step: plan.Step) -> Ref:
     """The release a step is about."""
-    match step:
-        case plan.Fetch(ref) | plan.Verify(ref) | plan.Delete(ref) | plan.Reject(ref):
-            return ref
-        case plan.Wait():
-            raise AssertionError("waiting is about no release")
-        case _:
-            return step.place.ref
+    assert not isinstance(step, plan.Wait)
+    return step.release if isinstance(step, plan.OfRelease) else step.place.ref
 
 
 def subject_of(step: plan.Step) -> str:

@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import files
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
-from agent.core.messages import Facts, Look, Order, Refused, Reply, SlotFacts, Stop, Welcome
+from agent.core.messages import Facts, Look, Order, Refused, Reply, SlotFacts, Stop
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
 
@@ -26,20 +25,12 @@ STOP_S = 5.0
 KNOCK_S = 0.1  # between two tries to reach a runner that is starting
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One life of the runner."""
-
-    client: RunnerClient
-    welcome: Welcome
-
-
 class RunnerLink:
     """Keeps a line to the runner."""
 
     def __init__(self, settings: RunnerSettings) -> None:
         self._settings = settings
-        self.line: Board[Line | None] = Board(None)
+        self.line: Board[RunnerClient | None] = Board(None)
         self.facts: Board[Facts | None] = Board(None)
         self.last_error = ""
         self._child: asyncio.subprocess.Process | None = None
@@ -48,21 +39,22 @@ class RunnerLink:
         """Keep the line until cancelled."""
         while True:
             try:
-                line = await self._connect()
+                line = RunnerClient(self._settings.models_socket, self.facts.post)
+                await line.connect()
             except TransferError as error:
                 self.last_error = await asyncio.to_thread(self._last_words) or str(error)
                 await self._start_if_ours()
                 await asyncio.sleep(KNOCK_S)
                 continue
             self.last_error = ""
-            self.facts.post(line.client.facts)
+            self.facts.post(line.facts)
             self.line.post(line)
             try:
-                await line.client.lost.wait()
+                await line.lost.wait()
             finally:
                 self.line.post(None)
                 self.facts.post(None)
-                await line.client.close()
+                await line.close()
 
     async def ask(self, order: Order, descriptors: tuple[int, ...] = ()) -> tuple[Reply, list[int]]:
         """The runner's answer; a refusal is raised.
@@ -74,7 +66,7 @@ class RunnerLink:
         line = self.line.value
         if line is None:
             raise TransferError(self.last_error or "edge-runner is not there yet")
-        reply, received = await line.client.ask(order, descriptors)
+        reply, received = await line.ask(order, descriptors)
         if isinstance(reply, Refused):
             raise BackendError(reply.failure.reason, reply.failure.kind)
         return reply, received
@@ -102,11 +94,7 @@ class RunnerLink:
         if self._settings.start == "auto" and line is not None:
             with contextlib.suppress(TransferError, TimeoutError):
                 async with asyncio.timeout(STOP_S):
-                    await line.client.ask(Stop())
-
-    async def _connect(self) -> Line:
-        client = RunnerClient(self._settings.models_socket, self.facts.post)
-        return Line(client, await client.connect())
+                    await line.ask(Stop())
 
     async def _start_if_ours(self) -> None:
         if self._settings.start != "auto" or (self._child is not None and self._child.returncode is None):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
+from agent.adapters import files
 from agent.adapters.broker import BrokerSettings
 from agent.adapters.store import Seconds, StoreSettings
 from agent.core.documents import Document, from_yaml
@@ -83,12 +84,8 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InputError: it is not there, not YAML, or a key is missing, unknown or of another type.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; `edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
-        ) from error
+    cure = "`edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
+    content = files.read_needed(path, cure)
     try:
         settings = from_yaml(Settings, content, str(path))
     except InputError as error:

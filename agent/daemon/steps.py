@@ -6,13 +6,14 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from agent.adapters import files, memory_file
 from agent.adapters.fetch import Mismatch, NoRoom, fetch
@@ -94,16 +95,10 @@ class Steps:
         """What came of one step."""
         try:
             said = await self._do(slot, step, device)
-        except Mismatch as error:  # of the bytes that came, not of the release: other bytes may come another time
-            return Later(str(error))
-        except TrustError as error:
-            return Never(Failure(kind=Kind.TRUST, reason=str(error)))
-        except TransferError as error:
+        except (Mismatch, TransferError) as error:  # a mismatch is one of the bytes that came, not of the release
             return Later(str(error), isinstance(error, NoRoom))
-        except BackendError as error:
-            return Never(Failure(kind=error.kind, reason=str(error)))
-        except InputError as error:
-            return Never(Failure(kind=Kind.STRUCTURE, reason=str(error)))
+        except (TrustError, BackendError, InputError) as error:
+            return Never(Failure.of(error))
         return Success(said if isinstance(said, str) else "")
 
     def _do(self, slot: str, step: plan.Step, device: Device) -> Awaitable[object]:  # noqa: C901, PLR0911  one line per step
@@ -119,7 +114,8 @@ class Steps:
             case plan.Prove(place):
                 return self.runner.ask(messages.Prove(slot=slot, place=place))
             case plan.Promote(place, fallback):
-                return self._promote(slot, place, fallback)
+                hold_s = self.hold_s(slot)
+                return self.runner.ask(messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=hold_s))
             case plan.Confirm(place):
                 return asyncio.to_thread(self._confirm, slot, place)
             case plan.Unload(place):
@@ -223,10 +219,7 @@ class Steps:
         config = from_yaml(Config, documents["config.yaml"], f"{ref.name}: config.yaml")
         check_metadata(metadata, ref, slot)
         self._keep_documents(ref, documents)
-        return ReleaseRecord(
-            ref=ref, stored=True, verified=True, size=record.size, listing=record.listing,
-            metadata=metadata, config=config,
-        )  # fmt: skip
+        return replace(record, verified=True, metadata=metadata, config=config)
 
     def _documents(self, opener: Opener) -> dict[str, bytes]:
         contents = {name: bytearray() for name in DOCUMENTS}
@@ -313,11 +306,6 @@ class Steps:
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
 
-    async def _promote(self, slot: str, place: Place, fallback: Place | None) -> None:
-        order = messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=self.hold_s(slot))
-        reply, _ = await self.runner.ask(order)
-        assert isinstance(reply, messages.Done), reply
-
     def _confirm(self, slot: str, place: Place) -> None:
         with self.moving:  # a deployment that comes between the reading and the writing would be lost
             record = self.ledger.get("slot", slot, SlotRecord) or SlotRecord(slot=slot)
@@ -368,8 +356,9 @@ class Steps:
         try:
             yield
         except TrustError as error:
-            if digest_of(self.sealed_path(ref)) == ref.digest:
-                raise
+            with contextlib.suppress(OSError):  # not there, or unreadable: gone bad here
+                if files.digest_of(self.sealed_path(ref)) == ref.digest:
+                    raise
             self.ledger.remove("release", ref.digest)
             self._remove_files(ref)
             raise TransferError(f"{ref.name}: its file was damaged on this disk; it is fetched again") from error
@@ -407,15 +396,6 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
     offsets = [0] * len(descriptors)
     for index, piece in opener.pieces():
         offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file; empty when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def check_metadata(metadata: Metadata, ref: Ref, slot: str) -> None:

@@ -86,7 +86,7 @@ class Door:
     def _opened(self, wire: Wire) -> None:
         if len(self._wires) >= CONNECTIONS or self._is_closing:
             error = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{CONNECTIONS} connections are open; close some")
-            self._send(wire, error.status, error.body(), keeps_alive=False)
+            send(wire, error.status, error.body())
             wire.close()
             return
         self._wires[wire] = self._tasks.create_task(self._serve(wire), name="client")
@@ -107,7 +107,7 @@ class Door:
 
     async def _one(self, wire: Wire) -> bool:
         """Answers one request; whether another may come."""
-        keeps_alive = False
+        wire.keeps_alive = False
         try:
             head = await wire.head()
             if head is None:
@@ -115,37 +115,14 @@ class Door:
             ask = read_head(head)
             wire.unread = ask.length
             # A client that waits for our word may or may not send the body of a request that was refused.
-            keeps_alive = ask.keeps_alive and not ask.waits_for_continue and not self._is_closing
-            await self._answer(wire, ask, keeps_alive=keeps_alive)
+            wire.keeps_alive = ask.keeps_alive and not ask.waits_for_continue and not self._is_closing
+            await self._answer(wire, ask)
         except HttpError as error:
-            return await self._refuse(wire, error, keeps_alive=keeps_alive)
+            return await refuse(wire, error)
         await wire.drained()
-        return keeps_alive and not self._is_closing
+        return wire.keeps_alive and not self._is_closing
 
-    async def _refuse(self, wire: Wire, error: HttpError, *, keeps_alive: bool) -> bool:
-        keeps_alive = keeps_alive and wire.unread <= BODY_BYTES and error.status != HTTPStatus.REQUEST_TIMEOUT
-        self._send(wire, error.status, error.body(), headers=JSON | dict(error.headers), keeps_alive=keeps_alive)
-        await wire.drained()
-        try:
-            await (wire.discard() if keeps_alive else wire.bid_farewell())
-        except HttpError:
-            return False  # it has its answer, and still does not send its body
-        return keeps_alive
-
-    @staticmethod
-    def _send(
-        wire: Wire,
-        status: int,
-        body: bytes,
-        binary: tuple[memoryview, ...] = (),
-        *,
-        headers: Mapping[str, str] = JSON,
-        keeps_alive: bool,
-    ) -> None:
-        length = len(body) + sum(len(one) for one in binary)
-        wire.write(write_head(status, length, headers, keeps_alive=keeps_alive) + body, *binary)
-
-    async def _answer(self, wire: Wire, ask: RequestHead, *, keeps_alive: bool) -> None:
+    async def _answer(self, wire: Wire, ask: RequestHead) -> None:
         if ask.is_chunked:
             raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not taken: send a Content-Length")
         model = _MODEL.fullmatch(ask.path)
@@ -153,7 +130,7 @@ class Door:
             slot = self._slot(unquote(model[1]))
             if model[3] == "infer":
                 allow(ask, "POST")
-                await self._infer(wire, ask, slot, model[2], keeps_alive=keeps_alive)
+                await self._infer(wire, ask, slot, model[2])
                 return
         await self._take_body(wire, ask)
         headers = JSON
@@ -168,7 +145,7 @@ class Door:
             body, headers = exposition(self._slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
         else:
             body = msgspec.json.encode(self._server_answer(ask))
-        self._send(wire, HTTPStatus.OK, body, headers=headers, keeps_alive=keeps_alive)
+        send(wire, HTTPStatus.OK, body, headers=headers)
 
     @staticmethod
     async def _take_body(wire: Wire, ask: RequestHead) -> None:
@@ -207,7 +184,7 @@ class Door:
             raise unavailable(f"no model serves in: {', '.join(dark) or 'any slot'}", 1)
         return {"ready": True}
 
-    async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None, *, keeps_alive: bool) -> None:
+    async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None) -> None:
         arrived = time.monotonic()
         self.requests += 1
         json_length = check_lengths(ask)
@@ -227,9 +204,7 @@ class Door:
             if response.binary:
                 headers = {"Content-Type": "application/octet-stream"}
                 headers["Inference-Header-Content-Length"] = str(len(response.document))
-            self._send(
-                wire, HTTPStatus.OK, response.document, response.binary, headers=headers, keeps_alive=keeps_alive
-            )
+            send(wire, HTTPStatus.OK, response.document, *response.binary, headers=headers)
             await wire.drained()
         except OtherVersionError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
@@ -242,6 +217,24 @@ class Door:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
         finally:
             slot.lanes.give_back(lane)
+
+
+async def refuse(wire: Wire, error: HttpError) -> bool:
+    """Answers with an error; whether another request may come."""
+    wire.keeps_alive &= wire.unread <= BODY_BYTES and error.status != HTTPStatus.REQUEST_TIMEOUT
+    send(wire, error.status, error.body(), headers=JSON | dict(error.headers))
+    await wire.drained()
+    try:
+        await (wire.discard() if wire.keeps_alive else wire.bid_farewell())
+    except HttpError:
+        return False  # it has its answer, and still does not send its body
+    return wire.keeps_alive
+
+
+def send(wire: Wire, status: int, body: bytes, *binary: memoryview, headers: Mapping[str, str] = JSON) -> None:
+    """Writes an answer: the body, and the binary tensors behind it."""
+    length = len(body) + sum(len(one) for one in binary)
+    wire.write(write_head(status, length, headers, keeps_alive=wire.keeps_alive) + body, *binary)
 
 
 def allow(ask: RequestHead, method: str) -> None:

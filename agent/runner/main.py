@@ -94,21 +94,11 @@ def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.soc
         models = listen(options.models)
     doors = list(passed.values())
     if options.door is not None:
-        doors.append(listen_stream(options.door))
+        doors.append(listen(options.door, socket.SOCK_STREAM, 0o660))  # for this user and group
     if options.tcp is not None:
         doors.append(listen_tcp(options.tcp))
     models.settimeout(0)
     return models, doors
-
-
-def listen_stream(path: Path) -> socket.socket:
-    """A listening unix socket for this user and group."""
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(path))
-    path.chmod(0o660)
-    sock.listen(BACKLOG)
-    return sock
 
 
 def listen_tcp(address: str) -> socket.socket:

@@ -146,7 +146,7 @@ class Runner:
                 return messages.Loaded(pid=seat.pid, load_s=seat.ready.load_s)
             case messages.Trial():
                 ask = messages.SeatTrial(key=order.key, runs=order.runs)
-                return messages.Tried(evidence=await slot.trial(order.place, ask, order.deadline_s))
+                return await slot.trial(order.place, ask, order.deadline_s)
             case messages.Prove():
                 await slot.prove(order.place, order.deadline_s)
             case messages.Promote():

@@ -147,13 +147,13 @@ def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
     return model.ready()
 
 
-def trial(model: Model, ask: messages.SeatTrial) -> messages.SeatTried:
+def trial(model: Model, ask: messages.SeatTrial) -> messages.Tried:
     """Everything that is measured before a candidate may serve."""
     candidate = model.place.candidate
     evidence = run_trial(
         model.session, model.metadata, model.config, model.golden, candidate, ask.key, ask.runs, model.load_s
     )
-    return messages.SeatTried(evidence=evidence)
+    return messages.Tried(evidence=evidence)
 
 
 class Seat:

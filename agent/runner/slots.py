@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from agent.core import messages
-from agent.core.candidate import Evidence, Failure
+from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Incident, Place, Promote, SeatFailed, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
@@ -94,7 +94,7 @@ class Slot:
             raise BackendError(f"{place}: the seat ended while it was loading")
         return seat
 
-    async def trial(self, place: Place, ask: messages.SeatTrial, deadline_s: float) -> Evidence:
+    async def trial(self, place: Place, ask: messages.SeatTrial, deadline_s: float) -> messages.Tried:
         """What the trial of a loaded seat measured.
 
         Raises:
@@ -102,11 +102,11 @@ class Slot:
         """
         seat = self._loaded(place)
         tried = await seat.ask(ask, deadline_s)
-        assert isinstance(tried, messages.SeatTried)
+        assert isinstance(tried, messages.Tried)
         if tried.evidence.failure is None and all(one.within for one in tried.evidence.deviations):
             seat.state = "proven"
         self._changed()
-        return tried.evidence
+        return tried
 
     async def prove(self, place: Place, deadline_s: float) -> None:
         """Return when a loaded seat computes its golden samples right.
@@ -283,7 +283,7 @@ class Slot:
                 await self._end(place)
                 if self._restarting == place:
                     action = "restarting" if self._may_restart() else self._give_up()
-                    self._note(place, Failure(kind=error.kind, reason=str(error)), action)
+                    self._note(place, Failure.of(error), action)
                 continue
             if self._restarting == place and self._seats.get(place) is seat:
                 self._serve(seat)

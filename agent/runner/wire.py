@@ -39,6 +39,7 @@ class Wire(asyncio.BufferedProtocol):
         self._writable.set()
         self._transport: asyncio.Transport
         self.is_over = False  # the client sends nothing more
+        self.keeps_alive = False  # whether another request may come after the answer
         self.is_busy = False  # between a request's head and the end of its answer
         self.unread = 0  # bytes of the request's body that were not read yet
 

@@ -221,7 +221,7 @@ def test_a_server_that_lies_about_the_offset_is_found_out(site):
     """Bytes from elsewhere under the right offset do not pass the digest."""
     store = LyingStore(
         {KEY: CONTENT[::-1]},
-        lambda whole, start: Download(whole.etag, whole.size, start, iter([b"x" * (SIZE - start)]), whole.close),
+        lambda whole, start: Download(whole.etag, whole.size, start, iter([b"x" * (SIZE - start)]), whole.close, "x"),
     )
     store.content[KEY] = CONTENT
     with pytest.raises(Stopped):

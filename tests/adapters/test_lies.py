@@ -60,7 +60,7 @@ def liar(request):
 
 def take(store):
     with store.stream("key", START, '"1"') as download:
-        return download.start, download.size, b"".join(download.chunks())
+        return download.start, download.size, b"".join(download.pieces)
 
 
 def test_a_right_answer_with_the_wrong_status_is_right(liar):

@@ -53,7 +53,7 @@ def take(source, key=KEY, start=0):
     done = start
     try:
         with source.stream(key, start) as download:
-            for piece in download.chunks():
+            for piece in download.pieces:
                 done += len(piece)
     except TransferError as error:
         return done, str(error)
@@ -112,7 +112,7 @@ def test_a_window_that_closes_ends_a_download(site):
     """What came is kept by the caller; the rest comes in the next window."""
     source = site.source(window="11:00-13:00")
     with source.stream(KEY) as download:
-        pieces = download.chunks()
+        pieces = download.pieces
         next(pieces)
         site.clock = site.clock.replace(hour=13)
         with pytest.raises(TransferError, match="waits until 11:00"):

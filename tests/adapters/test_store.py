@@ -53,7 +53,7 @@ def store(request, tmp_path):
 
 def whole(download):
     with download:
-        return b"".join(download.chunks())
+        return b"".join(download.pieces)
 
 
 def test_what_was_written_is_read(store):
@@ -82,7 +82,7 @@ def test_a_stream_comes_in_small_pieces(store):
     """A stream says the whole size and never brings more than a megabyte at once."""
     store.write("model", CONTENT)
     with store.stream("model") as download:
-        pieces = list(download.chunks())
+        pieces = list(download.pieces)
     assert (download.size, download.start) == (len(CONTENT), 0)
     assert max(map(len, pieces)) <= 1024 * 1024
     assert b"".join(pieces) == CONTENT

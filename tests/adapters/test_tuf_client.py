@@ -73,7 +73,7 @@ def test_a_listed_target_is_found_with_what_is_signed_of_it(device, repository):
     assert trusted.read("policy/operators.json", 100) == b"{}"
     assert trusted.find("releases/other") is None
     assert issued_at(trusted.chain.timestamp) == NOW
-    assert trusted.expires == NOW + timedelta(days=1)
+    assert trusted.expiries["timestamp"] == NOW + timedelta(days=1)
 
 
 def test_keys_of_the_top_level_verify_documents(device, repository):
@@ -161,7 +161,7 @@ def test_without_a_network_the_last_set_is_believed(device, repository):
     assert kept.find("releases/model") is not None
     assert kept.read("policy/operators.json", 100) == b"{}"
     assert kept.targets.delegations is not None
-    assert kept.expires == NOW + timedelta(days=1)
+    assert kept.expiries["timestamp"] == NOW + timedelta(days=1)
 
 
 def test_before_the_first_contact_there_is_nothing(device):

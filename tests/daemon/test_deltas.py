@@ -49,7 +49,7 @@ class Line(FileStore):
         return replace(found, pieces=self._counted(found)) if isinstance(found, Download) else found
 
     def _counted(self, found):
-        for piece in found.chunks():
+        for piece in found.pieces:
             for at in range(0, len(piece), STEP):
                 if self.limit <= 0:
                     raise TransferError("the line was cut: wait")

@@ -2,20 +2,17 @@
 
 import hashlib
 
-from agent.adapters.store import CHUNK_BYTES, Changed, Download, Missing, check_key, read_limited
+from agent.adapters.store import CHUNK_BYTES, Changed, Download, Missing, Store, check_key
 from agent.core.errors import TransferError
 from fleet.stores import Exists
 
 
-class FakeStore:
+class FakeStore(Store):
     """`offline` refuses everything. `content` may be changed under the reader's hands."""
 
     def __init__(self, content=None):
         self.content = dict(content or {})
         self.offline = False
-
-    def read(self, key, limit):
-        return read_limited(self.stream(key), key, limit)
 
     def stream(self, key, start=0, etag=None):
         self._require_network(key)
@@ -25,7 +22,7 @@ class FakeStore:
         mark = hashlib.md5(content).hexdigest()
         if etag not in {None, mark} or start > len(content):
             raise Changed(f"{key}: changed")
-        return Download(mark, len(content), start, self._pieces(key, content, start), lambda: None)
+        return Download(mark, len(content), start, self._pieces(key, content, start), lambda: None, key)
 
     def write(self, key, content, *, if_absent=False):
         self._require_network(key)

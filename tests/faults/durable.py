@@ -131,7 +131,7 @@ async def half_a_fetch(agent, world):
     def half(self, key, start=0, etag=None):
         whole = stream(self, key, start, etag)
         pieces = itertools.islice(whole.pieces, whole.size // 2 // CHUNK_BYTES)
-        return store.Download(whole.etag, whole.size, whole.start, pieces, whole.close)
+        return store.Download(whole.etag, whole.size, whole.start, pieces, whole.close, whole.where)
 
     with patch.object(store.FileStore, "stream", half):
         outcome = await agent.steps.act(SLOT, plan.Fetch(world.one), DEVICE)

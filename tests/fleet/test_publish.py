@@ -30,7 +30,7 @@ def opened(desk, name=NEW, group="g1", epochs=None):
     wrap = listing.wrap(group, keys)
     key = unwrap_key(wrap.key, keys[wrap.epoch], path, group, wrap.epoch)
     with desk.store.stream(info.key) as download:
-        opener = Opener(key, path, download.chunks(), listing.size)
+        opener = Opener(key, path, download.pieces, listing.size)
         parts = {part.name: b"" for part in opener.parts}
         for index, piece in opener.pieces():
             parts[opener.parts[index].name] += piece
