@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
+import numpy as np
 from msgspec import Meta, field
+from numpy.typing import ArrayLike
 
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
@@ -74,6 +76,13 @@ class Latency(Document):
     p50: Positive
     p95: Positive
     p99: Positive
+
+    @classmethod
+    def of(cls, ms: ArrayLike) -> Self:
+        """Mean, standard deviation and percentiles of times in milliseconds."""
+        times = np.asarray(ms, np.float64)
+        p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+        return cls(mean=float(times.mean()), std=float(times.std()), p50=p50, p95=p95, p99=p99)
 
 
 class Failure(Document):

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from agent.adapters.channel import close_all
 from agent.adapters.memory_file import digest, read, reserve, seal, size
-from agent.core.candidate import Failure
 from agent.core.documents import from_json, from_yaml
-from agent.core.errors import InputError, Kind, TransferError
+from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import CONFIG, METADATA, PARTS, Part
 from agent.core.release import Config, Metadata, Ref
 
@@ -53,34 +52,35 @@ class Holdings:
         """The releases held."""
         return tuple(self._held)
 
-    async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...] | Failure:
-        """One empty memory file for each part, to be written by the agent; ours to close."""
-        wrong = _not_a_release(parts)
-        if wrong:
-            return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: {wrong}")
-        try:
-            descriptors = await asyncio.to_thread(_reserve, ref, parts)
-        except TransferError as error:
-            return Failure(kind=Kind.MEMORY, reason=str(error))
+    async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
+        """One empty memory file for each part, to be written by the agent; ours to close.
+
+        Raises:
+            BackendError: they are not the parts of a release (STRUCTURE), or there is no room (MEMORY).
+        """
+        _check_parts(ref, parts)
+        descriptors = await asyncio.to_thread(_reserve, ref, parts)
         self._withdraw(ref)
         self._offered[ref] = (tuple(parts), descriptors)
         return descriptors
 
-    async def seal(self, ref: Ref) -> Failure | None:
-        """Holds the release, or says why not; a release that was refused is forgotten."""
+    async def seal(self, ref: Ref) -> None:
+        """Holds the release.
+
+        Raises:
+            BackendError: why not; a release that was refused is forgotten.
+        """
         if ref in self._held:
             self._withdraw(ref)
-            return None
+            return
         if ref not in self._offered:
-            reason = f"{ref}: nothing of it is offered, or another seal took it: offer its parts again"
-            return Failure(kind=Kind.BACKEND, reason=reason)
+            raise BackendError(f"{ref}: nothing of it is offered, or another seal took it: offer its parts again")
         parts, descriptors = self._offered.pop(ref)
-        checked = await asyncio.to_thread(_check, ref, parts, descriptors)
-        if isinstance(checked, Failure):
+        try:
+            self._held[ref] = await asyncio.to_thread(_checked, ref, parts, descriptors)
+        except BackendError:
             close_all(descriptors)
-            return checked
-        self._held[ref] = checked
-        return None
+            raise
 
     def served(self, ref: Ref) -> None:
         """Notes that a release has served: from now on it is kept only while it is needed."""
@@ -100,12 +100,14 @@ class Holdings:
         close_all(descriptors)
 
 
-def _not_a_release(parts: Sequence[Part]) -> str:
+def _check_parts(ref: Ref, parts: Sequence[Part]) -> None:
     names = sorted(part.name for part in parts)
     if names != sorted(PARTS):
-        return f"its parts are {names}; a release has {sorted(PARTS)}"
-    large = next((part for part in parts if not 0 <= part.size <= PART_BYTES), None)
-    return f"{large.name} is {large.size} bytes; 0 to {PART_BYTES} are allowed" if large is not None else ""
+        raise BackendError(f"{ref}: its parts are {names}; a release has {sorted(PARTS)}", Kind.STRUCTURE)
+    for part in parts:
+        if not 0 <= part.size <= PART_BYTES:
+            reason = f"{ref}: {part.name} is {part.size} bytes; 0 to {PART_BYTES} are allowed"
+            raise BackendError(reason, Kind.STRUCTURE)
 
 
 def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -113,29 +115,28 @@ def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
     try:
         for part in parts:
             descriptors += [reserve(f"{ref.name}/{part.name}", part.size)]
-    except TransferError:
+    except TransferError as error:
         close_all(descriptors)
-        raise
+        raise BackendError(str(error), Kind.MEMORY) from error
     return tuple(descriptors)
 
 
-def _check(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held | Failure:
+def _checked(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held:
     files = dict(zip((part.name for part in parts), descriptors, strict=True))
     try:
         for part in parts:
             seal(files[part.name])
             if (size(files[part.name]), digest(files[part.name])) != (part.size, part.sha256):
-                return Failure(
-                    kind=Kind.BACKEND,
-                    reason=f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
-                    "of it was written; it is handed over again",
+                raise BackendError(
+                    f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
+                    "of it was written; it is handed over again"
                 )
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
         config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
     except TransferError as error:
-        return Failure(kind=Kind.BACKEND, reason=f"{ref}: {error}")
+        raise BackendError(f"{ref}: {error}") from error
     except InputError as error:
-        return Failure(kind=Kind.STRUCTURE, reason=str(error))
+        raise BackendError(str(error), Kind.STRUCTURE) from error
     if metadata.name != ref.name:
-        return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: its metadata is that of {metadata.name}")
+        raise BackendError(f"{ref}: its metadata is that of {metadata.name}", Kind.STRUCTURE)
     return Held(ref=ref, parts=tuple(parts), descriptors=tuple(descriptors), metadata=metadata, config=config)

@@ -123,11 +123,10 @@ class Runner:
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
             case messages.Offer():
-                offered = await self._holdings.offer(order.ref, order.parts)
-                return (Refused(failure=offered), ()) if isinstance(offered, Failure) else (Done(), offered)
+                return Done(), await self._holdings.offer(order.ref, order.parts)
             case messages.Seal():
-                failure = await self._holdings.seal(order.ref)
-                return (Done() if failure is None else Refused(failure=failure)), ()
+                await self._holdings.seal(order.ref)
+                return Done(), ()
             case messages.Look():
                 return self.facts(), ()
             case messages.Stop():
