@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,14 @@ from numpy.typing import NDArray
 from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
 from agent.backends import check_model, open_session, probe
-from agent.backends.golden import Sample, compare, load_golden
-from agent.backends.session import Session
+from agent.backends.golden import compare, load_golden
 from agent.backends.signature import check_tensors
-from agent.backends.trial import run_trial
+from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
-from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Place, Slice, ToSeat
+from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Slice, ToSeat
 from agent.core.release import Config, Metadata
 from agent.runner.frame import frame_shape, normalise
 
@@ -78,16 +76,8 @@ class Lane:
         close_all((self._request, self._answer))
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Loaded):
     """What the seat holds once it is loaded."""
-
-    place: Place
-    session: Session
-    metadata: Metadata
-    config: Config
-    golden: tuple[Sample, ...]
-    load_s: float
 
     def ready(self) -> messages.SeatReady:
         """What it is, and where it computes."""
@@ -135,7 +125,7 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     session = open_session(weights, ask.place.candidate, config)
     check_tensors(session, metadata)
     golden = load_golden(read(parts[GOLDEN]), metadata)
-    return Model(ask.place, session, metadata, config, golden, time.monotonic() - started)
+    return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started)
 
 
 def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
@@ -149,11 +139,7 @@ def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
 
 def trial(model: Model, ask: messages.SeatTrial) -> messages.Tried:
     """Everything that is measured before a candidate may serve."""
-    candidate = model.place.candidate
-    evidence = run_trial(
-        model.session, model.metadata, model.config, model.golden, candidate, ask.key, ask.runs, model.load_s
-    )
-    return messages.Tried(evidence=evidence)
+    return messages.Tried(evidence=run_trial(model, ask.key, ask.runs))
 
 
 class Seat:

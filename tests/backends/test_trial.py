@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from agent.backends import hardware, open_session
 from agent.backends.benchmark import measure
 from agent.backends.signature import check_tensors
-from agent.backends.trial import run_trial
+from agent.backends.trial import Loaded, run_trial
 from agent.core.candidate import Latency, judge
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Gates, Tensor
@@ -26,7 +26,7 @@ class Counting:
 
 def trial(path, candidate, config, metadata, golden):
     session = open_session(str(path), candidate, config)
-    return run_trial(session, metadata, config, golden, candidate, "key", 5, 0.25)
+    return run_trial(Loaded(candidate, session, metadata, config, golden, 0.25), "key", 5)
 
 
 def test_a_good_candidate_leaves_complete_evidence(model, candidate, config, metadata, golden):
