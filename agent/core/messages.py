@@ -15,7 +15,7 @@ from msgspec import field
 from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
 from agent.core.documents import Document
 from agent.core.errors import InputError
-from agent.core.release import Ref, Tensor
+from agent.core.release import Ref
 
 PROTOCOL = 1
 MESSAGE_BYTES = 128 * 1024  # one packet; evidence of one candidate is about 2 KB, facts of eight slots 20 KB
@@ -281,9 +281,6 @@ class SeatRun(Document, tag=True):
 class SeatReady(Document, tag=True):
     """Loaded, or proven."""
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    providers: tuple[str, ...]
     load_s: float
 
 

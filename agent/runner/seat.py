@@ -80,13 +80,8 @@ class Model(Loaded):
     """What the seat holds once it is loaded."""
 
     def ready(self) -> messages.SeatReady:
-        """What it is, and where it computes."""
-        return messages.SeatReady(
-            inputs=self.metadata.inputs,
-            outputs=self.metadata.outputs,
-            providers=tuple(self.session.get_providers()),
-            load_s=self.load_s,
-        )
+        """That it is, and how long it took."""
+        return messages.SeatReady(load_s=self.load_s)
 
     def run(self, lane: Lane, ask: messages.SeatRun) -> messages.SeatRan:
         """One request."""
