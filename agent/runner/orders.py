@@ -142,7 +142,7 @@ class Runner:
             case messages.Load():
                 seat = await slot.load(order.place, order.deadline_s)
                 assert seat.ready is not None
-                return messages.Loaded(pid=seat.pid, load_s=seat.ready.load_s)
+                return seat.ready
             case messages.Trial():
                 ask = messages.SeatTrial(key=order.key, runs=order.runs)
                 return await slot.trial(order.place, ask, order.deadline_s)

@@ -79,10 +79,6 @@ class Lane:
 class Model(Loaded):
     """What the seat holds once it is loaded."""
 
-    def ready(self) -> messages.SeatReady:
-        """That it is, and how long it took."""
-        return messages.SeatReady(load_s=self.load_s)
-
     def run(self, lane: Lane, ask: messages.SeatRun) -> messages.SeatRan:
         """One request."""
         started = time.monotonic()
@@ -91,7 +87,7 @@ class Model(Loaded):
         outputs = dict(zip(names, self.session.run(names, inputs), strict=True))
         busy_s = time.monotonic() - started
         finite = all_finite(outputs) or not all_finite(inputs)
-        return messages.SeatRan(lane=ask.lane, outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+        return messages.SeatRan(outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
 
     def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
         tensor = lane.tensor(slice_)
@@ -123,13 +119,13 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started)
 
 
-def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
+def prove(model: Model) -> messages.Done | messages.Refused:
     """Whether the loaded model computes what its golden samples say."""
     off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
     if off:
         reason = ", ".join(f"output {one.output} is {one.max_abs:.3g} away from its golden reference" for one in off)
-        return messages.SeatFailed(failure=Failure(kind=Kind.PARITY, reason=reason))
-    return model.ready()
+        return messages.Refused(failure=Failure(kind=Kind.PARITY, reason=reason))
+    return messages.Done()
 
 
 def trial(model: Model, ask: messages.SeatTrial) -> messages.Tried:
@@ -163,7 +159,6 @@ class Seat:
         self._lanes[number] = Lane(*descriptors)
 
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
-        lane = message.lane if isinstance(message, messages.SeatRun) else None
         try:
             return self._act(message, descriptors)
         except BackendError as error:
@@ -172,12 +167,12 @@ class Seat:
             kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
             kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
-        return messages.SeatFailed(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]), lane=lane)
+        return messages.Refused(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]))
 
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         if isinstance(message, messages.SeatLoad):
             self._model = load(message, descriptors)
-            return self._model.ready()
+            return messages.Loaded(pid=os.getpid(), load_s=self._model.load_s)
         if self._model is None:
             raise BackendError("this seat holds no model: load one first")
         if isinstance(message, messages.SeatRun):
