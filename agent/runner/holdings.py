@@ -39,18 +39,8 @@ class Holdings:
 
     def __init__(self) -> None:
         self._offered: dict[Ref, tuple[tuple[Part, ...], tuple[int, ...]]] = {}
-        self._held: dict[Ref, Held] = {}  # oldest first
+        self.held: dict[Ref, Held] = {}  # oldest first
         self._served: set[Ref] = set()
-
-    def __getitem__(self, ref: Ref) -> Held:
-        return self._held[ref]
-
-    def __contains__(self, ref: Ref) -> bool:
-        return ref in self._held
-
-    def refs(self) -> tuple[Ref, ...]:
-        """The releases held."""
-        return tuple(self._held)
 
     async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
         """One empty memory file for each part, to be written by the agent; ours to close.
@@ -70,14 +60,14 @@ class Holdings:
         Raises:
             BackendError: why not; a release that was refused is forgotten.
         """
-        if ref in self._held:
+        if ref in self.held:
             self._withdraw(ref)
             return
         if ref not in self._offered:
             raise BackendError(f"{ref}: nothing of it is offered, or another seal took it: offer its parts again")
         parts, descriptors = self._offered.pop(ref)
         try:
-            self._held[ref] = await asyncio.to_thread(_checked, ref, parts, descriptors)
+            self.held[ref] = await asyncio.to_thread(_checked, ref, parts, descriptors)
         except BackendError:
             close_all(descriptors)
             raise
@@ -89,9 +79,9 @@ class Holdings:
     def forget(self, needed: Iterable[Ref]) -> list[int]:
         """Drops the releases that nobody needs; the descriptors that hold their memory, to be closed."""
         kept = set(needed)
-        fresh = [ref for ref in self._held if ref not in kept | self._served]
+        fresh = [ref for ref in self.held if ref not in kept | self._served]
         kept.update(fresh[-FRESH:])
-        dropped = [self._held.pop(ref) for ref in list(self._held) if ref not in kept]
+        dropped = [self.held.pop(ref) for ref in list(self.held) if ref not in kept]
         self._served &= kept
         return [descriptor for held in dropped for descriptor in held.descriptors]
 

@@ -72,7 +72,7 @@ class Runner:
         """Everything the runner holds."""
         return Facts(
             slots={name: slot.facts() for name, slot in self.slots.items()},
-            held=self._holdings.refs(),
+            held=tuple(self._holdings.held),
             requests=self.door.requests,
             refused=self.door.refused,
             loop_lag_ms=self._pulse.lag_ms,

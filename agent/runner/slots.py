@@ -300,9 +300,10 @@ class Slot:
     # --- what all of it rests on -----------------------------------------------------------------------------------
 
     async def _start(self, place: Place, deadline_s: float) -> Seat:
-        if place.ref not in self._holdings:
+        held = self._holdings.held.get(place.ref)
+        if held is None:
             raise BackendError(f"{place.ref} is not held here: offer and seal it first", Kind.STRUCTURE)
-        seat = Seat(place, self._holdings[place.ref], self._lost)
+        seat = Seat(place, held, self._lost)
         self._seats[place] = seat
         self._changed()
         try:
