@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from agent.backends.benchmark import latency
 from agent.backends.hardware import board, gpu
 from agent.backends.session import DTYPES, NodeArg, Session, fits
+from agent.core.candidate import Latency
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import InputError
 from agent.core.names import check_form
@@ -123,7 +123,7 @@ def find_benchmark(name: str, folder: Folder) -> Benchmark | None:
 
 
 def _figures(seconds: NDArray[np.float64], resident: NDArray[np.float64]) -> dict[str, float]:
-    times = latency(seconds)
+    times = Latency.of(1000 * seconds)
     return {
         "avg_inference_time_ms": times.mean,
         "std_inference_time_ms": times.std,

@@ -111,7 +111,6 @@ class Store(Protocol):
             Changed: the etag is another, or `start` cannot be served.
             TransferError: it could not be had now.
         """
-        ...
 
 
 def open_store(settings: StoreSettings) -> Store:

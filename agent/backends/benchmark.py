@@ -22,7 +22,7 @@ def measure(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: in
     """The latency in milliseconds, and the inferences per second of at most `runs` runs one after another."""
     _timed(session, feeds, warm_up, fewest=1)
     times = np.array(_timed(session, feeds, runs, fewest=FEWEST_RUNS))
-    return latency(times), len(times) / float(times.sum())
+    return Latency.of(1000 * times), len(times) / float(times.sum())
 
 
 def _timed(session: Session, feeds: Mapping[str, Array], runs: int, fewest: int) -> list[float]:
@@ -33,10 +33,3 @@ def _timed(session: Session, feeds: Mapping[str, Array], runs: int, fewest: int)
         session.run(None, feeds)
         times.append(perf_counter() - start)
     return times
-
-
-def latency(seconds: Array) -> Latency:
-    """Mean, standard deviation and percentiles in milliseconds of times in seconds."""
-    ms = np.asarray(seconds, np.float64) * 1000
-    p50, p95, p99 = (float(value) for value in np.percentile(ms, (50, 95, 99)))
-    return Latency(mean=float(ms.mean()), std=float(ms.std()), p50=p50, p95=p95, p99=p99)

@@ -6,7 +6,7 @@
    meanwhile, `conditions` says so under `moved`, and the speed means nothing.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -16,45 +16,39 @@ from agent.backends.golden import Sample, compare
 from agent.backends.hardware import conditions, moved, peak_memory_mb
 from agent.backends.session import Session
 from agent.backends.signature import check_tensors
-from agent.core.candidate import Candidate, Deviation, Evidence, Failure
+from agent.core.candidate import Candidate, Evidence, Failure
 from agent.core.errors import BackendError, InputError
 from agent.core.release import Config, Metadata
 
 
-def run_trial(  # noqa: PLR0913, PLR0917 - a trial is about just these
-    session: Session,
-    metadata: Metadata,
-    config: Config,
-    golden: Sequence[Sample],
-    candidate: Candidate,
-    key: str,
-    runs: int,
-    load_s: float,
-) -> Evidence:
-    """What was measured, or why it could not be; `runs` and `load_s` (seconds) are the caller's."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True)
+class Loaded:
+    """A release on a candidate, ready to run."""
+
+    candidate: Candidate
+    session: Session
+    metadata: Metadata
+    config: Config
+    golden: tuple[Sample, ...]
+    load_s: float
+
+
+def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
+    """What was measured in so many runs, or why it could not be."""
+    session, started = model.session, datetime.now(UTC).isoformat(timespec="seconds")
     evidence = Evidence(
-        candidate=candidate, key=key, load_s=load_s, providers=tuple(session.get_providers()), taken=started
+        candidate=model.candidate, key=key, load_s=model.load_s, providers=tuple(session.get_providers()), taken=started
     )
     try:
-        evidence = replace(evidence, deviations=prove(session, metadata, config, golden))
+        check_tensors(session, model.metadata)
+        evidence = replace(evidence, deviations=compare(session, model.golden, model.config.gates))
         if all(one.within for one in evidence.deviations):
-            evidence = _measured(evidence, session, config, golden[0], runs)
+            evidence = _measured(evidence, session, model.config, model.golden[0], runs)
     except BackendError as error:
         return replace(evidence, failure=Failure.of(error), memory_mb=peak_memory_mb())
     except InputError as error:  # the golden feeds do not fit the model
         return replace(evidence, failure=Failure.of(error))
     return replace(evidence, memory_mb=peak_memory_mb())
-
-
-def prove(session: Session, metadata: Metadata, config: Config, golden: Sequence[Sample]) -> tuple[Deviation, ...]:
-    """The deviations from the golden samples, once the tensors are the declared ones.
-
-    Raises:
-        BackendError: STRUCTURE or PARITY.
-    """
-    check_tensors(session, metadata)
-    return compare(session, golden, config.gates)
 
 
 def _measured(evidence: Evidence, session: Session, config: Config, sample: Sample, runs: int) -> Evidence:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
+import numpy as np
 from msgspec import Meta, field
+from numpy.typing import ArrayLike
 
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
@@ -75,6 +77,13 @@ class Latency(Document):
     p95: Positive
     p99: Positive
 
+    @classmethod
+    def of(cls, ms: ArrayLike) -> Self:
+        """Mean, standard deviation and percentiles of times in milliseconds."""
+        times = np.asarray(ms, np.float64)
+        p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+        return cls(mean=float(times.mean()), std=float(times.std()), p50=p50, p95=p95, p99=p99)
+
 
 class Failure(Document):
     """Why a candidate or a release cannot be used."""
@@ -110,14 +119,11 @@ def judge(evidence: Evidence, gates: Gates) -> Failure | None:
         return evidence.failure
     for deviation in evidence.deviations:
         if not deviation.within:
-            return Failure(
-                kind=Kind.PARITY,
-                reason=f"output {deviation.output} is {deviation.max_abs:.3g} away from its golden reference",
-            )
+            reason = f"output {deviation.output} is {deviation.max_abs:.3g} away from its golden reference"
+            return Failure(kind=Kind.PARITY, reason=reason)
     if evidence.memory_mb > gates.max_memory_mb:
-        return Failure(
-            kind=Kind.MEMORY, reason=f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
-        )
+        reason = f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
+        return Failure(kind=Kind.MEMORY, reason=reason)
     return judge_speed(evidence, gates)
 
 
@@ -126,10 +132,8 @@ def judge_speed(evidence: Evidence, gates: Gates) -> Failure | None:
     if evidence.fps < gates.min_fps:
         return Failure(kind=Kind.SPEED, reason=f"{evidence.fps:.1f} FPS; its gate asks for {gates.min_fps:g} FPS")
     if evidence.latency_ms is not None and evidence.latency_ms.p95 > gates.max_latency_p95_ms:
-        return Failure(
-            kind=Kind.SPEED,
-            reason=f"p95 latency {evidence.latency_ms.p95:.1f} ms; its gate allows {gates.max_latency_p95_ms:g} ms",
-        )
+        reason = f"p95 latency {evidence.latency_ms.p95:.1f} ms; its gate allows {gates.max_latency_p95_ms:g} ms"
+        return Failure(kind=Kind.SPEED, reason=reason)
     return None
 
 

@@ -15,7 +15,7 @@ from msgspec import field
 from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
 from agent.core.documents import Document
 from agent.core.errors import InputError
-from agent.core.release import Ref, Tensor
+from agent.core.release import Ref
 
 PROTOCOL = 1
 MESSAGE_BYTES = 128 * 1024  # one packet; evidence of one candidate is about 2 KB, facts of eight slots 20 KB
@@ -237,21 +237,21 @@ class Answer(Document, tag=True):
 
 
 class SeatLoad(Document, tag=True):
-    """Load the model; then answer with SeatReady or SeatFailed."""
+    """Load the model. Answer: Loaded or Refused."""
 
     place: Place
     parts: tuple[Part, ...]
 
 
 class SeatTrial(Document, tag=True):
-    """Answer: Tried."""
+    """Answer: Tried or Refused."""
 
     key: str
     runs: int
 
 
 class SeatProve(Document, tag=True):
-    """Answer: SeatReady or SeatFailed."""
+    """Answer: Done or Refused."""
 
 
 class LaneOpen(Document, tag=True):
@@ -271,40 +271,23 @@ class Slice(Document):
 
 
 class SeatRun(Document, tag=True):
-    """Run on the tensors in a lane. Answer: SeatRan, or SeatFailed with the lane."""
+    """Run on the tensors in a lane. Answer: SeatRan or Refused."""
 
     lane: int
     inputs: tuple[Slice, ...]
     outputs: tuple[str, ...] = ()  # empty: all
 
 
-class SeatReady(Document, tag=True):
-    """Loaded, or proven."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    providers: tuple[str, ...]
-    load_s: float
-
-
 class SeatRan(Document, tag=True):
     """The outputs lie in the lane's answer arena."""
 
-    lane: int
     outputs: tuple[Slice, ...]
     busy_s: float
     finite: bool
 
 
-class SeatFailed(Document, tag=True):
-    """It could not; with a lane when one request failed, without when the seat is of no use."""
-
-    failure: Failure
-    lane: int | None = None
-
-
 ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun
-FromSeat = SeatReady | Tried | SeatRan | SeatFailed
+FromSeat = Loaded | Done | Tried | SeatRan | Refused
 
 
 def encode(message: Any) -> bytes:

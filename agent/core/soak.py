@@ -27,10 +27,8 @@ def judge_soak(counters: Counters, gates: Gates) -> Failure | None:
             f"its gate allows {gates.max_error_rate:.1%}",
         )
     if counters.busy_s > 0 and (capacity := counters.requests / counters.busy_s) < gates.min_fps:
-        return Failure(
-            kind=Kind.SPEED,
-            reason=f"capacity of {capacity:.1f} FPS during the soak; its gate asks for {gates.min_fps:g} FPS",
-        )
+        reason = f"capacity of {capacity:.1f} FPS during the soak; its gate asks for {gates.min_fps:g} FPS"
+        return Failure(kind=Kind.SPEED, reason=reason)
     return None
 
 

@@ -216,11 +216,9 @@ class Agent:
             self.note()
             poll_s = self.settings.store.poll_s
             spread = poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff.wait_s(failures, POLL_AGAIN_S, poll_s) if failures else spread):
                     await self.intake.poll_now.wait()
-            except TimeoutError:
-                continue
 
     async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
         """One task for each slot that is or was ever wanted; what a change of mind left half fetched is removed."""

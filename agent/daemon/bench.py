@@ -56,12 +56,8 @@ class Bench:
         release = self._release(slot)
         assert release.config is not None
         async with self._one:
-            return tuple(
-                [
-                    await self._measure(slot, Place(ref=release.ref, candidate=candidate), release, device)
-                    for candidate in device.candidates(release.config)
-                ]
-            )
+            places = [Place(ref=release.ref, candidate=one) for one in device.candidates(release.config)]
+            return tuple([await self._measure(slot, place, release, device) for place in places])
 
     async def clean(self, facts: Facts) -> None:
         """End the seats that a bench left behind."""

@@ -11,32 +11,23 @@ class Board(Generic[T]):
     """The latest value, and a turn that wakes whoever waits for the next one."""
 
     def __init__(self, value: T) -> None:
-        self._value = value
+        self.value = value  # the latest; assigning it wakes nobody: a fresher reading of what is known, no news
         self._turned = asyncio.Event()
-
-    @property
-    def value(self) -> T:
-        """The latest value."""
-        return self._value
 
     def post(self, value: T) -> None:
         """Replace the value and wake every reader."""
-        self._value = value
+        self.value = value
         self._turned.set()
         self._turned = asyncio.Event()
-
-    def correct(self, value: T) -> None:
-        """Replace the value without waking anybody: a fresher reading of what is known, no news."""
-        self._value = value
 
     async def turned(self) -> T:
         """The next value that is posted."""
         await self._turned.wait()
-        return self._value
+        return self.value
 
     async def changes(self) -> AsyncIterator[T]:
         """The current value, then each later one; a slow reader skips to the newest."""
         while True:
-            value, turned = self._value, self._turned
+            value, turned = self.value, self._turned
             yield value
             await turned.wait()

@@ -259,11 +259,10 @@ def read_state(settings: Settings) -> State:
 
 def raw_state(settings: Settings) -> bytes:
     """As it was written."""
-    content = files.read_or_none(settings.run / "state.json")
+    path = settings.run / "state.json"
+    content = files.read_or_none(path)
     if content is None:
-        raise TransferError(
-            f"{settings.run / 'state.json'}: nothing there; start the agent: `edge-agent run --config ...`"
-        )
+        raise TransferError(f"{path}: nothing there; start the agent: `edge-agent run --config ...`")
     return content
 
 

@@ -59,9 +59,8 @@ class Control:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(
-                OSError, TimeoutError, ValueError
-            ):  # a caller that left, is silent, or talks too long
+            # of a caller that left, is silent, or talks too long
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
                 async with asyncio.timeout(QUESTION_S):
                     line = await reader.readline()
                 writer.write(to_json(await self._answer(line, writer)) + b"\n")

@@ -41,10 +41,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield checked("state folder", lambda: writable(settings.state))
     yield checked("ledger", lambda: ledger(settings.state / "ledger.db"))
     yield checked("store", lambda: store(settings))
-    if settings.broker is not None:
-        yield checked(
-            "broker", lambda: reachable(settings.broker.host, settings.broker.port) if settings.broker else ""
-        )
+    if (broker := settings.broker) is not None:
+        yield checked("broker", lambda: reachable(broker.host, broker.port))
     yield clock()
     yield from (backend(found) for found in probe())
 

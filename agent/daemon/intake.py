@@ -236,10 +236,8 @@ class Intake:
         self.check_withdrawn(old, new)
         facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
         self.ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
-        self.news.tell(
-            "deployment",
-            reason=f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})",
-        )
+        said = f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})"
+        self.news.tell("deployment", reason=said)
         self.publish(new)
         return [goal for goal in goals.values() if goal is not None]
 

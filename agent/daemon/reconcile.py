@@ -218,10 +218,7 @@ class Reconciler:
 
     async def _miss_soak(self, place: Place, failure: Failure, device: Device) -> None:
         await asyncio.to_thread(self._condemn, place, failure, device)
-        self.news.tell(
-            "rejected", slot=self.slot, release=place.ref.name, candidate=str(place.candidate), step="soak",
-            reason=failure.reason,
-        )  # fmt: skip
+        self._tell_of("rejected", place, step="soak", reason=failure.reason)
 
     async def _has_evidence(self, place: Place) -> bool:
         """Whether the soak rests on requests or probes; one probe is made where it does not."""
@@ -258,10 +255,7 @@ class Reconciler:
         await asyncio.to_thread(self.ledger.put, "incident", self.slot, noted)
         record = self._record()
         for incident in fresh:
-            self.news.tell(
-                "incident", slot=self.slot, release=incident.place.ref.name,
-                candidate=str(incident.place.candidate), outcome=incident.action, reason=incident.failure.reason,
-            )  # fmt: skip
+            self._tell_of("incident", incident.place, outcome=incident.action, reason=incident.failure.reason)
             if incident.place != record.last_good or incident.action.startswith("gave up"):
                 await self._miss(incident.place, incident.failure, device)
 
@@ -313,6 +307,9 @@ class Reconciler:
                 self._show(name, subject_of(step), failure.reason)
                 self.news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
         self.changed()
+
+    def _tell_of(self, kind: str, place: Place, **said: str) -> None:
+        self.news.tell(kind, slot=self.slot, release=place.ref.name, candidate=str(place.candidate), **said)
 
     def _why_rejected(self, ref: Ref) -> str:
         rejection = self.ledger.get("rejection", ref.digest, Rejection)

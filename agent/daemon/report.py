@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -31,7 +32,7 @@ from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
-from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported, summary
+from agent.daemon.state import BrokerState, Rejections, RunnerState, SlotState, State, Trials, reported, summary
 from agent.daemon.steps import Progress
 
 REFRESH_S = 1.0  # counters move while nothing else does
@@ -87,12 +88,10 @@ class Reporter:
             state = await self.state()
             await asyncio.to_thread(self._write, state)
             await self._publish(state)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await self.changed.turned()
                 await asyncio.sleep(QUIET_S)
-            except TimeoutError:
-                continue
 
     async def _every(self, interval: float, show: Callable[[State], object]) -> None:
         while True:
@@ -204,13 +203,7 @@ class Reporter:
             events=self.news.recent(),
         )
 
-    def _slot(
-        self,
-        record: SlotRecord,
-        facts: Facts | None,
-        trials: tuple[TrialRecord, ...],
-        rejections: tuple[Rejection, ...],
-    ) -> SlotState:
+    def _slot(self, record: SlotRecord, facts: Facts | None, trials: Trials, rejections: Rejections) -> SlotState:
         held = facts.slot(record.slot) if facts is not None else SlotFacts()
         reconciler = self.reconcilers.get(record.slot)
         view = reconciler.view if reconciler is not None else SlotView(step="")

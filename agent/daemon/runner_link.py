@@ -80,7 +80,7 @@ class RunnerLink:
         if not isinstance(reply, Facts):
             return None
         if self.line.value is not None:
-            self.facts.correct(reply)
+            self.facts.value = reply
         return reply
 
     def slot(self, name: str) -> SlotFacts:

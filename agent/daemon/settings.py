@@ -90,10 +90,8 @@ def read_settings(path: Path) -> Settings:
         settings = from_yaml(Settings, content, str(path))
     except InputError as error:
         raise InputError(f"{' '.join(str(error).split())}; docs/agent.example.yaml explains every key") from error
-    for name, socket in (
-        ("run_folder", settings.run / "control.sock"),
-        ("runner.folder", settings.runner.models_socket),
-    ):
+    sockets = {"run_folder": settings.run / "control.sock", "runner.folder": settings.runner.models_socket}
+    for name, socket in sockets.items():
         if len(os.fsencode(socket)) > SOCKET_BYTES:
             raise InputError(
                 f"{path}: {name}: {socket} has more than {SOCKET_BYTES} bytes, too long for a unix socket; "

@@ -30,11 +30,8 @@ def headline(state: State, age: float) -> Text:
     text = Text(f"{state.device} (group {state.group}), agent {state.agent}", style="bold")
     if age > STALE_S:
         text.append(f"  not running: this is what it said {ago(age)} ago", style=BAD)
-    store = (
-        f"synced {ago((state.at - state.store.last_sync).total_seconds())} ago"
-        if state.store.last_sync
-        else "never synced"
-    )
+    synced = state.store.last_sync
+    store = f"synced {ago((state.at - synced).total_seconds())} ago" if synced else "never synced"
     broker = "connected" if state.broker.connected else "not connected" if state.broker.configured else "none"
     runner = f"pid {state.runner.pid}" if state.runner.connected else "not connected"
     text.append(

@@ -17,6 +17,9 @@ from agent.core.slot import SlotRecord
 from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 
+Trials = tuple[TrialRecord, ...]
+Rejections = tuple[Rejection, ...]
+
 
 class SlotState(Document, kw_only=True):
     """One slot."""
@@ -37,8 +40,8 @@ class SlotState(Document, kw_only=True):
     counters: Counters = Counters()
     fetched: int = 0
     fetch_size: int = 0
-    trials: tuple[TrialRecord, ...] = ()
-    rejections: tuple[Rejection, ...] = ()
+    trials: Trials = ()
+    rejections: Rejections = ()
 
 
 class BrokerState(Document):

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from agent.adapters.channel import close_all
 from agent.adapters.memory_file import digest, read, reserve, seal, size
-from agent.core.candidate import Failure
 from agent.core.documents import from_json, from_yaml
-from agent.core.errors import InputError, Kind, TransferError
+from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import CONFIG, METADATA, PARTS, Part
 from agent.core.release import Config, Metadata, Ref
 
@@ -40,47 +39,38 @@ class Holdings:
 
     def __init__(self) -> None:
         self._offered: dict[Ref, tuple[tuple[Part, ...], tuple[int, ...]]] = {}
-        self._held: dict[Ref, Held] = {}  # oldest first
+        self.held: dict[Ref, Held] = {}  # oldest first
         self._served: set[Ref] = set()
 
-    def __getitem__(self, ref: Ref) -> Held:
-        return self._held[ref]
+    async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
+        """One empty memory file for each part, to be written by the agent; ours to close.
 
-    def __contains__(self, ref: Ref) -> bool:
-        return ref in self._held
-
-    def refs(self) -> tuple[Ref, ...]:
-        """The releases held."""
-        return tuple(self._held)
-
-    async def offer(self, ref: Ref, parts: Sequence[Part]) -> tuple[int, ...] | Failure:
-        """One empty memory file for each part, to be written by the agent; ours to close."""
-        wrong = _not_a_release(parts)
-        if wrong:
-            return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: {wrong}")
-        try:
-            descriptors = await asyncio.to_thread(_reserve, ref, parts)
-        except TransferError as error:
-            return Failure(kind=Kind.MEMORY, reason=str(error))
+        Raises:
+            BackendError: they are not the parts of a release (STRUCTURE), or there is no room (MEMORY).
+        """
+        _check_parts(ref, parts)
+        descriptors = await asyncio.to_thread(_reserve, ref, parts)
         self._withdraw(ref)
         self._offered[ref] = (tuple(parts), descriptors)
         return descriptors
 
-    async def seal(self, ref: Ref) -> Failure | None:
-        """Holds the release, or says why not; a release that was refused is forgotten."""
-        if ref in self._held:
+    async def seal(self, ref: Ref) -> None:
+        """Holds the release.
+
+        Raises:
+            BackendError: why not; a release that was refused is forgotten.
+        """
+        if ref in self.held:
             self._withdraw(ref)
-            return None
+            return
         if ref not in self._offered:
-            reason = f"{ref}: nothing of it is offered, or another seal took it: offer its parts again"
-            return Failure(kind=Kind.BACKEND, reason=reason)
+            raise BackendError(f"{ref}: nothing of it is offered, or another seal took it: offer its parts again")
         parts, descriptors = self._offered.pop(ref)
-        checked = await asyncio.to_thread(_check, ref, parts, descriptors)
-        if isinstance(checked, Failure):
+        try:
+            self.held[ref] = await asyncio.to_thread(_checked, ref, parts, descriptors)
+        except BackendError:
             close_all(descriptors)
-            return checked
-        self._held[ref] = checked
-        return None
+            raise
 
     def served(self, ref: Ref) -> None:
         """Notes that a release has served: from now on it is kept only while it is needed."""
@@ -89,9 +79,9 @@ class Holdings:
     def forget(self, needed: Iterable[Ref]) -> list[int]:
         """Drops the releases that nobody needs; the descriptors that hold their memory, to be closed."""
         kept = set(needed)
-        fresh = [ref for ref in self._held if ref not in kept | self._served]
+        fresh = [ref for ref in self.held if ref not in kept | self._served]
         kept.update(fresh[-FRESH:])
-        dropped = [self._held.pop(ref) for ref in list(self._held) if ref not in kept]
+        dropped = [self.held.pop(ref) for ref in list(self.held) if ref not in kept]
         self._served &= kept
         return [descriptor for held in dropped for descriptor in held.descriptors]
 
@@ -100,12 +90,14 @@ class Holdings:
         close_all(descriptors)
 
 
-def _not_a_release(parts: Sequence[Part]) -> str:
+def _check_parts(ref: Ref, parts: Sequence[Part]) -> None:
     names = sorted(part.name for part in parts)
     if names != sorted(PARTS):
-        return f"its parts are {names}; a release has {sorted(PARTS)}"
-    large = next((part for part in parts if not 0 <= part.size <= PART_BYTES), None)
-    return f"{large.name} is {large.size} bytes; 0 to {PART_BYTES} are allowed" if large is not None else ""
+        raise BackendError(f"{ref}: its parts are {names}; a release has {sorted(PARTS)}", Kind.STRUCTURE)
+    for part in parts:
+        if not 0 <= part.size <= PART_BYTES:
+            reason = f"{ref}: {part.name} is {part.size} bytes; 0 to {PART_BYTES} are allowed"
+            raise BackendError(reason, Kind.STRUCTURE)
 
 
 def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -113,29 +105,28 @@ def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
     try:
         for part in parts:
             descriptors += [reserve(f"{ref.name}/{part.name}", part.size)]
-    except TransferError:
+    except TransferError as error:
         close_all(descriptors)
-        raise
+        raise BackendError(str(error), Kind.MEMORY) from error
     return tuple(descriptors)
 
 
-def _check(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held | Failure:
+def _checked(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held:
     files = dict(zip((part.name for part in parts), descriptors, strict=True))
     try:
         for part in parts:
             seal(files[part.name])
             if (size(files[part.name]), digest(files[part.name])) != (part.size, part.sha256):
-                return Failure(
-                    kind=Kind.BACKEND,
-                    reason=f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
-                    "of it was written; it is handed over again",
+                raise BackendError(
+                    f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
+                    "of it was written; it is handed over again"
                 )
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
         config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
     except TransferError as error:
-        return Failure(kind=Kind.BACKEND, reason=f"{ref}: {error}")
+        raise BackendError(f"{ref}: {error}") from error
     except InputError as error:
-        return Failure(kind=Kind.STRUCTURE, reason=str(error))
+        raise BackendError(str(error), Kind.STRUCTURE) from error
     if metadata.name != ref.name:
-        return Failure(kind=Kind.STRUCTURE, reason=f"{ref}: its metadata is that of {metadata.name}")
+        raise BackendError(f"{ref}: its metadata is that of {metadata.name}", Kind.STRUCTURE)
     return Held(ref=ref, parts=tuple(parts), descriptors=tuple(descriptors), metadata=metadata, config=config)

@@ -11,6 +11,14 @@ from agent.runner.slots import Slot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LABELS = ("slot", "release")
+COUNTED = (  # of a slot that serves: where its counters hold it
+    (CounterMetricFamily, "edge_slot_requests", "Requests since promotion", "requests"),
+    (CounterMetricFamily, "edge_slot_errors", "Faults of the seat since promotion", "errors"),
+    (CounterMetricFamily, "edge_slot_not_finite", "Answers with NaN or Inf", "not_finite"),
+    (CounterMetricFamily, "edge_slot_busy_seconds", "Seconds inside the model", "busy_s"),
+    (GaugeMetricFamily, "edge_slot_offered_fps", "Requests per second just now", "offered_fps"),
+)
+QUANTILES = {"0.5": "p50", "0.95": "p95", "0.99": "p99"}
 
 
 class _Figures(Collector):
@@ -20,10 +28,9 @@ class _Figures(Collector):
     def collect(self) -> Iterable[Metric]:
         yield CounterMetricFamily("edge_requests", "Requests to infer, all slots", self._requests)
         yield CounterMetricFamily("edge_refused", "Requests answered with 503", self._refused)
-        families = _families()
-        for name, slot in self._slots.items():
-            _add(families, name, slot.facts())
-        yield from families.values()
+        facts = {name: slot.facts() for name, slot in self._slots.items()}
+        yield from _of_slots(facts)
+        yield from _of_those_that_serve(facts)
 
 
 def exposition(slots: Mapping[str, Slot], requests: int, refused: int) -> bytes:
@@ -33,36 +40,28 @@ def exposition(slots: Mapping[str, Slot], requests: int, refused: int) -> bytes:
     return generate_latest(registry)
 
 
-def _families() -> dict[str, CounterMetricFamily | GaugeMetricFamily]:
-    return {
-        "serving": GaugeMetricFamily("edge_slot_serving", "1 while a model serves", labels=("slot",)),
-        "requests": CounterMetricFamily("edge_slot_requests", "Requests since promotion", labels=LABELS),
-        "errors": CounterMetricFamily("edge_slot_errors", "Faults of the seat since promotion", labels=LABELS),
-        "not_finite": CounterMetricFamily("edge_slot_not_finite", "Answers with NaN or Inf", labels=LABELS),
-        "busy": CounterMetricFamily("edge_slot_busy_seconds", "Seconds inside the model", labels=LABELS),
-        "offered": GaugeMetricFamily("edge_slot_offered_fps", "Requests per second just now", labels=LABELS),
-        "latency": GaugeMetricFamily(
-            "edge_slot_latency_milliseconds", "At the door, newest requests", labels=(*LABELS, "quantile")
-        ),
-        "memory": GaugeMetricFamily(
-            "edge_seat_memory_megabytes", "Resident memory of a seat", labels=(*LABELS, "candidate", "state")
-        ),
-    }
+def _of_slots(facts: Mapping[str, SlotFacts]) -> Iterable[Metric]:
+    serving = GaugeMetricFamily("edge_slot_serving", "1 while a model serves", labels=("slot",))
+    labels = (*LABELS, "candidate", "state")
+    memory = GaugeMetricFamily("edge_seat_memory_megabytes", "Resident memory of a seat", labels=labels)
+    for name, slot in facts.items():
+        serving.add_metric((name,), float(slot.serving is not None))
+        for seat in slot.seats:
+            memory.add_metric((name, seat.place.ref.name, str(seat.place.candidate), seat.state), seat.rss_mb)
+    return serving, memory
 
 
-def _add(families: dict[str, CounterMetricFamily | GaugeMetricFamily], slot: str, facts: SlotFacts) -> None:
-    families["serving"].add_metric((slot,), float(facts.serving is not None))
-    for seat in facts.seats:
-        place = seat.place
-        families["memory"].add_metric((slot, place.ref.name, str(place.candidate), seat.state), seat.rss_mb)
-    if facts.serving is None:
-        return
-    labels, counters = (slot, facts.serving.ref.name), facts.counters
-    families["requests"].add_metric(labels, counters.requests)
-    families["errors"].add_metric(labels, counters.errors)
-    families["not_finite"].add_metric(labels, counters.not_finite)
-    families["busy"].add_metric(labels, counters.busy_s)
-    families["offered"].add_metric(labels, counters.offered_fps)
-    if counters.latency_ms is not None:
-        for quantile, value in (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99")):
-            families["latency"].add_metric((*labels, quantile), getattr(counters.latency_ms, value))
+def _of_those_that_serve(facts: Mapping[str, SlotFacts]) -> Iterable[Metric]:
+    serving = {(name, one.serving.ref.name): one.counters for name, one in facts.items() if one.serving is not None}
+    for family, name, meaning, field in COUNTED:
+        counted = family(name, meaning, labels=LABELS)
+        for labels, counters in serving.items():
+            counted.add_metric(labels, getattr(counters, field))
+        yield counted
+    names = (*LABELS, "quantile")
+    latency = GaugeMetricFamily("edge_slot_latency_milliseconds", "At the door, newest requests", labels=names)
+    for labels, counters in serving.items():
+        if counters.latency_ms is not None:
+            for quantile, value in QUANTILES.items():
+                latency.add_metric((*labels, quantile), getattr(counters.latency_ms, value))
+    yield latency

@@ -72,7 +72,7 @@ class Runner:
         """Everything the runner holds."""
         return Facts(
             slots={name: slot.facts() for name, slot in self.slots.items()},
-            held=self._holdings.refs(),
+            held=tuple(self._holdings.held),
             requests=self.door.requests,
             refused=self.door.refused,
             loop_lag_ms=self._pulse.lag_ms,
@@ -123,11 +123,10 @@ class Runner:
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
             case messages.Offer():
-                offered = await self._holdings.offer(order.ref, order.parts)
-                return (Refused(failure=offered), ()) if isinstance(offered, Failure) else (Done(), offered)
+                return Done(), await self._holdings.offer(order.ref, order.parts)
             case messages.Seal():
-                failure = await self._holdings.seal(order.ref)
-                return (Done() if failure is None else Refused(failure=failure)), ()
+                await self._holdings.seal(order.ref)
+                return Done(), ()
             case messages.Look():
                 return self.facts(), ()
             case messages.Stop():
@@ -143,7 +142,7 @@ class Runner:
             case messages.Load():
                 seat = await slot.load(order.place, order.deadline_s)
                 assert seat.ready is not None
-                return messages.Loaded(pid=seat.pid, load_s=seat.ready.load_s)
+                return seat.ready
             case messages.Trial():
                 ask = messages.SeatTrial(key=order.key, runs=order.runs)
                 return await slot.trial(order.place, ask, order.deadline_s)

@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,14 @@ from numpy.typing import NDArray
 from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
 from agent.backends import check_model, open_session, probe
-from agent.backends.golden import Sample, compare, load_golden
-from agent.backends.session import Session
+from agent.backends.golden import compare, load_golden
 from agent.backends.signature import check_tensors
-from agent.backends.trial import run_trial
+from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
-from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Place, Slice, ToSeat
+from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Slice, ToSeat
 from agent.core.release import Config, Metadata
 from agent.runner.frame import frame_shape, normalise
 
@@ -78,25 +76,8 @@ class Lane:
         close_all((self._request, self._answer))
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Loaded):
     """What the seat holds once it is loaded."""
-
-    place: Place
-    session: Session
-    metadata: Metadata
-    config: Config
-    golden: tuple[Sample, ...]
-    load_s: float
-
-    def ready(self) -> messages.SeatReady:
-        """What it is, and where it computes."""
-        return messages.SeatReady(
-            inputs=self.metadata.inputs,
-            outputs=self.metadata.outputs,
-            providers=tuple(self.session.get_providers()),
-            load_s=self.load_s,
-        )
 
     def run(self, lane: Lane, ask: messages.SeatRun) -> messages.SeatRan:
         """One request."""
@@ -106,7 +87,7 @@ class Model:
         outputs = dict(zip(names, self.session.run(names, inputs), strict=True))
         busy_s = time.monotonic() - started
         finite = all_finite(outputs) or not all_finite(inputs)
-        return messages.SeatRan(lane=ask.lane, outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+        return messages.SeatRan(outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
 
     def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
         tensor = lane.tensor(slice_)
@@ -135,25 +116,21 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     session = open_session(weights, ask.place.candidate, config)
     check_tensors(session, metadata)
     golden = load_golden(read(parts[GOLDEN]), metadata)
-    return Model(ask.place, session, metadata, config, golden, time.monotonic() - started)
+    return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started)
 
 
-def prove(model: Model) -> messages.SeatReady | messages.SeatFailed:
+def prove(model: Model) -> messages.Done | messages.Refused:
     """Whether the loaded model computes what its golden samples say."""
     off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
     if off:
         reason = ", ".join(f"output {one.output} is {one.max_abs:.3g} away from its golden reference" for one in off)
-        return messages.SeatFailed(failure=Failure(kind=Kind.PARITY, reason=reason))
-    return model.ready()
+        return messages.Refused(failure=Failure(kind=Kind.PARITY, reason=reason))
+    return messages.Done()
 
 
 def trial(model: Model, ask: messages.SeatTrial) -> messages.Tried:
     """Everything that is measured before a candidate may serve."""
-    candidate = model.place.candidate
-    evidence = run_trial(
-        model.session, model.metadata, model.config, model.golden, candidate, ask.key, ask.runs, model.load_s
-    )
-    return messages.Tried(evidence=evidence)
+    return messages.Tried(evidence=run_trial(model, ask.key, ask.runs))
 
 
 class Seat:
@@ -182,7 +159,6 @@ class Seat:
         self._lanes[number] = Lane(*descriptors)
 
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
-        lane = message.lane if isinstance(message, messages.SeatRun) else None
         try:
             return self._act(message, descriptors)
         except BackendError as error:
@@ -191,12 +167,12 @@ class Seat:
             kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
             kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
-        return messages.SeatFailed(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]), lane=lane)
+        return messages.Refused(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]))
 
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         if isinstance(message, messages.SeatLoad):
             self._model = load(message, descriptors)
-            return self._model.ready()
+            return messages.Loaded(pid=os.getpid(), load_s=self._model.load_s)
         if self._model is None:
             raise BackendError("this seat holds no model: load one first")
         if isinstance(message, messages.SeatRun):

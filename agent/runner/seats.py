@@ -25,7 +25,7 @@ from agent.adapters.channel import Channel
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Place, SeatFacts, SeatFailed, SeatLoad, SeatReady, Slice, ToSeat
+from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lane
 
@@ -82,7 +82,7 @@ class Seat:
         self._idle = asyncio.Event()
         self._idle.set()
         self.ended = asyncio.Event()
-        self.ready: SeatReady | None = None
+        self.ready: Loaded | None = None
         self.settled = asyncio.Event()  # loading is over, well or not
 
     @property
@@ -119,7 +119,7 @@ class Seat:
                 raise
         return Channel(ours, FromSeat)
 
-    async def load(self, deadline_s: float) -> SeatReady:
+    async def load(self, deadline_s: float) -> Loaded:
         """What the seat says of its model.
 
         Raises:
@@ -129,7 +129,7 @@ class Seat:
         ask = SeatLoad(place=self.place, parts=self.held.parts)
         try:
             ready = await self.ask(ask, deadline_s, self.held.descriptors)
-            if not isinstance(ready, SeatReady):  # a corrupt process may say anything
+            if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
@@ -146,7 +146,7 @@ class Seat:
             answer = await self._send(message, deadline_s, descriptors)
         except SeatEndedError as error:
             raise BackendError(error.failure.reason, error.failure.kind) from error
-        if isinstance(answer, SeatFailed):
+        if isinstance(answer, Refused):
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
 

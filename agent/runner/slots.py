@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Incident, Place, Promote, SeatFailed, SeatRan, Slice, SlotFacts
+from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lane, Lanes
@@ -300,9 +300,10 @@ class Slot:
     # --- what all of it rests on -----------------------------------------------------------------------------------
 
     async def _start(self, place: Place, deadline_s: float) -> Seat:
-        if place.ref not in self._holdings:
+        held = self._holdings.held.get(place.ref)
+        if held is None:
             raise BackendError(f"{place.ref} is not held here: offer and seal it first", Kind.STRUCTURE)
-        seat = Seat(place, self._holdings[place.ref], self._lost)
+        seat = Seat(place, held, self._lost)
         self._seats[place] = seat
         self._changed()
         try:
@@ -395,7 +396,7 @@ def run_deadline_s(config: Config) -> float:
 
 def fault_of(seat: Seat, answer: FromSeat) -> Failure | None:
     """What is wrong with an answer, if anything."""
-    if isinstance(answer, SeatFailed):
+    if isinstance(answer, Refused):
         return answer.failure
     assert isinstance(answer, SeatRan)
     if answer.finite:
@@ -412,7 +413,7 @@ def answer_anyway(seat: Seat, answer: FromSeat) -> Answered:
     """
     if isinstance(answer, SeatRan):
         return Answered(seat, answer)
-    assert isinstance(answer, SeatFailed)
+    assert isinstance(answer, Refused)
     if answer.failure.kind is Kind.STRUCTURE:
         raise InputError(answer.failure.reason)
     raise BackendError(answer.failure.reason, answer.failure.kind)

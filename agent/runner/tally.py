@@ -7,8 +7,6 @@
 
 from collections import deque
 
-import numpy as np
-
 from agent.core.candidate import Latency
 from agent.core.messages import Counters, SeatRan
 
@@ -60,12 +58,5 @@ class Tally:
             probes=self.probes,
             probe_failures=self.probe_failures,
             offered_fps=sum(1 for arrived in self._arrivals if arrived > now - OFFERED_S) / OFFERED_S,
-            latency_ms=self._latency(),
+            latency_ms=Latency.of(self._latencies) if self._latencies else None,
         )
-
-    def _latency(self) -> Latency | None:
-        if not self._latencies:
-            return None
-        times = np.fromiter(self._latencies, float)
-        p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
-        return Latency(mean=float(times.mean()), std=float(times.std()), p50=p50, p95=p95, p99=p99)

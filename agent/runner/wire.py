@@ -64,9 +64,7 @@ class Wire(asyncio.BufferedProtocol):
                 async with asyncio.timeout_at(deadline):
                     await self._more()
             except TimeoutError:
-                raise HttpError(
-                    HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not come within {HEAD_S:g} s"
-                ) from None
+                raise late("head", HEAD_S) from None
         self.is_busy = True
         head = bytes(self._view[: end + len(END)])
         self._consume(len(head))
@@ -91,9 +89,7 @@ class Wire(asyncio.BufferedProtocol):
                             raise ConnectionResetError("the client left within a request")
                         await self._more()
             except TimeoutError:
-                raise HttpError(
-                    HTTPStatus.REQUEST_TIMEOUT, f"the request's body did not come within {BODY_S:g} s"
-                ) from None
+                raise late("body", BODY_S) from None
             finally:
                 self._target = None
         self.unread -= len(target)
@@ -200,3 +196,8 @@ class Wire(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+
+def late(what: str, seconds: float) -> HttpError:
+    """The refusal of a request that stopped coming."""
+    return HttpError(HTTPStatus.REQUEST_TIMEOUT, f"the request's {what} did not come within {seconds:g} s")

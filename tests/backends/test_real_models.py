@@ -8,7 +8,7 @@ import pytest
 
 from agent.backends import open_session
 from agent.backends.golden import Sample
-from agent.backends.trial import run_trial
+from agent.backends.trial import Loaded, run_trial
 from agent.core.candidate import Backend, Candidate, judge
 from agent.core.errors import Kind
 from agent.core.release import Config, Gates, Tolerance
@@ -43,9 +43,8 @@ def test_a_real_model_passes_its_trial(release, backend):
         pytest.importorskip("openvino", reason="the openvino extra is not installed")
     path, metadata, config, golden = release
     candidate = Candidate(backend=backend, threads=1)
-    evidence = run_trial(
-        open_session(path, candidate, config), metadata, config, golden, candidate, "key", 3, load_s=0.0
-    )
+    loaded = Loaded(candidate, open_session(path, candidate, config), metadata, config, golden, 0.0)
+    evidence = run_trial(loaded, "key", 3)
     assert judge(evidence, config.gates) is None
     assert evidence.fps > 0
 
@@ -59,9 +58,8 @@ def test_a_lower_precision_is_noticed(release):
     if "random_weights" in path:
         pytest.skip("random weights answer nearly the same to anything")
     candidate = Candidate(backend=Backend.OPENVINO, precision="bf16")
-    evidence = run_trial(
-        open_session(path, candidate, config), metadata, config, golden, candidate, "key", 3, load_s=0.0
-    )
+    loaded = Loaded(candidate, open_session(path, candidate, config), metadata, config, golden, 0.0)
+    evidence = run_trial(loaded, "key", 3)
     failure = judge(evidence, config.gates)
     assert failure is not None
     assert failure.kind is Kind.PARITY

@@ -5,10 +5,10 @@ import pytest
 from msgspec.structs import replace
 
 from agent.backends import hardware, open_session
-from agent.backends.benchmark import latency, measure
+from agent.backends.benchmark import measure
 from agent.backends.signature import check_tensors
-from agent.backends.trial import run_trial
-from agent.core.candidate import judge
+from agent.backends.trial import Loaded, run_trial
+from agent.core.candidate import Latency, judge
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Gates, Tensor
 from tests.backends import graphs
@@ -26,7 +26,7 @@ class Counting:
 
 def trial(path, candidate, config, metadata, golden):
     session = open_session(str(path), candidate, config)
-    return run_trial(session, metadata, config, golden, candidate, "key", 5, 0.25)
+    return run_trial(Loaded(candidate, session, metadata, config, golden, 0.25), "key", 5)
 
 
 def test_a_good_candidate_leaves_complete_evidence(model, candidate, config, metadata, golden):
@@ -93,7 +93,7 @@ def test_warm_up_runs_are_not_timed():
 
 def test_latency_is_in_milliseconds():
     """Percentiles are taken over all runs."""
-    found = latency(np.arange(1, 101) / 1000)
+    found = Latency.of(np.arange(1, 101))
     assert (found.mean, found.p50, found.p95) == pytest.approx((50.5, 50.5, 95.05))
     assert found.std == pytest.approx(28.866, rel=1e-4)
 
