@@ -20,6 +20,7 @@ from agent.trust.envelope import Envelope, EnvelopeSignature, verify
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.policy import WITHDRAWN_BYTES
 from fleet.keyring import Keyring
+from fleet.policy import current_policy
 from fleet.repository import Repository, listed_bytes
 from fleet.roles import Authority, delegated, listing_roles
 
@@ -44,7 +45,7 @@ def carry_over(repository: Repository) -> list[str]:
         elif signed != raw:
             repository.add(listed_bytes(path, signed), signed)
         behind += left_behind(path, signed, roles, before.targets, after.targets)
-    return behind
+    return [*behind, *unnamed(repository)]
 
 
 def leave_all(repository: Repository) -> list[str]:
@@ -54,7 +55,7 @@ def leave_all(repository: Repository) -> list[str]:
     behind: list[str] = []
     for path, raw in documents(repository, roles):
         behind += left_behind(path, raw, roles, before.targets, after.targets)
-    return behind
+    return [*behind, *unnamed(repository)]
 
 
 def documents(repository: Repository, roles: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -65,6 +66,15 @@ def documents(repository: Repository, roles: Collection[str]) -> Iterator[tuple[
         yield path, repository.read(path, max(PAIR_BYTES, WITHDRAWN_BYTES))
     for key in repository.store.keys(GRANTS) if "grants" in roles else ():
         yield key, repository.store.read(key, GRANT_BYTES)
+
+
+def unnamed(repository: Repository) -> Iterator[str]:
+    """A sentence for each new operators' key that the policy does not know, so that it may do nothing."""
+    policy = current_policy(repository)
+    known = {one.key for one in policy.operators} if policy is not None else set()
+    before, after = (set(one.role("operators").keyids) for one in (repository.before, repository.authority))
+    for keyid in sorted(after - before - known) if policy is not None else ():
+        yield f"policy: key {keyid[:16]} of operators may do nothing yet; name it with `edge-fleet policy set`"
 
 
 def changed_signers(before: Authority, after: Authority) -> list[str]:

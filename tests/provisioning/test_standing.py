@@ -16,9 +16,11 @@ from agent.trust.deployment import Taken, believe_deployment, standing
 from agent.trust.grant import CURVE
 from agent.trust.listing import Listing, Wrap
 from fleet.deploy import current, deploy, deployment_path
+from fleet.policy import propose_withdrawal, put_withdrawal, set_policy, withdrawn_list
 from fleet.repository import listed
 from fleet.sealing import make_grant
 from fleet.signers import KeyFile, public_at
+from fleet.signing import signed
 from provisioning.enrol import grant_key
 from provisioning.keys import init_group, new_key
 from provisioning.rotation import revoke, rotate
@@ -99,6 +101,25 @@ def test_after_a_theft_nothing_is_signed_again(deployed):
     assert {path.name: path.read_bytes() for path in deployed.store.root.glob("grants/*/*")} == before
     with pytest.raises(TrustError, match="operators"):
         taken(deployed)
+
+
+def test_what_was_withdrawn_stays_withdrawn(deployed):
+    """The list is signed by the new keys of `operators-critical`; else the desk itself would believe it no more."""
+    repository = deployed.load()
+    pending = propose_withdrawal(repository, NAME, "burns", NOW)
+    put_withdrawal(repository, signed(pending, deployed.keyring, "operators-critical"), NOW)
+    rotate(deployed.load(), ["operators-critical"], NOW)
+    assert [one.release.name for one in withdrawn_list(deployed.load()).releases] == [NAME]
+
+
+def test_a_new_operator_whom_the_policy_does_not_know_is_told(deployed, capsys):
+    """The key counts for TUF, and may do nothing: whoever rotates hears of it."""
+    keyid = deployed.keyids("operators")[0]
+    content = to_json({"operators": [{"name": "ann", "key": keyid, "verbs": ["*"], "groups": ["*"]}]})
+    set_policy(deployed.load(), content, "policy.yaml", NOW)
+    assert deployed.provision("keys", "rotate", "operators") == 0
+    new = deployed.keyids("operators")[0]
+    assert f"policy: key {new[:16]} of operators may do nothing yet" in capsys.readouterr().err
 
 
 def test_a_forged_grant_is_not_signed_along(deployed):
