@@ -32,7 +32,7 @@ from tuf.api.metadata import TargetFile
 
 from agent.adapters import files
 from agent.adapters.fetch import fetch
-from agent.adapters.store import CHUNK_BYTES, Denied, Download, Missing, read_limited
+from agent.adapters.store import CHUNK_BYTES, Denied, Download, Missing, Store
 from agent.adapters.tuf_client import METADATA, TARGETS, Chain, Trusted, TufClient, _translated
 from agent.core.documents import from_json, to_json
 from agent.core.errors import EdgeError, InputError, TransferError
@@ -42,15 +42,11 @@ READ_S = 20.0  # silence that counts as a dead connection
 ANSWERS = {404: Missing, 403: Denied}
 
 
-class Origin:
+class Origin(Store):
     """A repository at two URLs as a store that is only read, each object from its beginning."""
 
     def __init__(self, metadata: str, targets: str = "") -> None:
         self.bases = {METADATA: metadata.rstrip("/"), TARGETS: targets.rstrip("/")}
-
-    def read(self, key: str, limit: int) -> bytes:
-        """As `Store.read`."""
-        return read_limited(self.stream(key), key, limit)
 
     def stream(self, key: str, start: int = 0, etag: str | None = None) -> Download:
         """As `Store.stream`; `start` of the answer is 0, whatever was asked."""
@@ -63,7 +59,7 @@ class Origin:
             raise ANSWERS.get(error.code, TransferError)(f"{url}: {error.code} {error.reason}") from error
         except (OSError, ValueError, HTTPException) as error:
             raise TransferError(f"{url}: {error}: check the URL and the network") from error
-        return Download("", answer.length or 0, 0, pieces(answer, url), answer.close)
+        return Download("", answer.length or 0, 0, pieces(answer, url), answer.close, key)
 
 
 def pieces(answer: HTTPResponse, url: str) -> Iterator[bytes]:
