@@ -20,7 +20,7 @@ from agent.adapters.fetch import fetch
 from agent.adapters.store import StoreSettings, open_store
 
 PROBE_S = 0.005
-IDLE_S = 2.0
+IDLE_S = 1.0
 STATUS = Path("/proc/self/status")  # ru_maxrss counts the process that started this one, too
 
 
