@@ -9,13 +9,10 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from threading import Lock
 from typing import Any
 
-import numpy as np
-
 from agent.backends.onnx_file import OnnxHead, read_head
-from agent.backends.session import TYPES, Array, Feeds, Port, check_feeds, select
+from agent.backends.session import TYPES, Array, Port, Ports
 from agent.core.candidate import Candidate
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Config
@@ -29,36 +26,20 @@ DEVICE = "CPU"
 _PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}  # int8 is in the model; the rest of it f32
 
 
-class OpenVinoSession:
+class OpenVinoSession(Ports):
     """A compiled model that answers as ONNX Runtime's session does; one inference at a time."""
 
     def __init__(self, model: Any, head: OnnxHead) -> None:
+        super().__init__(_ports(model.inputs, head.inputs), _ports(model.outputs, head.outputs))
         self._request = model.create_infer_request()
-        self._lock = Lock()
         self._providers = [f"OpenVINO:{device}" for device in model.get_property("EXECUTION_DEVICES")]
-        self._inputs = _ports(model.inputs, head.inputs)
-        self._outputs = _ports(model.outputs, head.outputs)
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
-        """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
-        del run_options
-        places = select([port.name for port in self._outputs], output_names)
-        check_feeds(self._inputs, input_feed)
-        feeds = {place: np.ascontiguousarray(input_feed[port.name]) for place, port in enumerate(self._inputs)}
-        with self._lock:
-            try:
-                results = self._request.infer(feeds, share_inputs=True)
-            except RuntimeError as error:
-                raise BackendError(f"the model failed while it ran: {error}") from error
-            return [results[place] for place in places]
-
-    def get_inputs(self) -> Sequence[Port]:
-        """As `Session.get_inputs`."""
-        return self._inputs
-
-    def get_outputs(self) -> Sequence[Port]:
-        """As `Session.get_outputs`."""
-        return self._outputs
+    def _computed(self, feeds: Sequence[Array]) -> Sequence[Array]:
+        try:
+            results = self._request.infer(dict(enumerate(feeds)), share_inputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"the model failed while it ran: {error}") from error
+        return [results[place] for place in range(len(self._outputs))]
 
     def get_providers(self) -> list[str]:
         """The devices that compute, as `OpenVINO:CPU`."""

@@ -5,8 +5,9 @@
 3. After `close` a session is of no use, and what it held is given back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -72,6 +73,34 @@ class Port:
     name: str
     shape: tuple[int | None, ...]
     type: str
+
+
+class Ports:
+    """What the sessions beside ONNX Runtime's do alike: the feeds are checked, one inference runs at a time."""
+
+    def __init__(self, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
+        self._inputs, self._outputs, self._lock = tuple(inputs), tuple(outputs), Lock()
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
+        """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
+        del run_options
+        places = select([port.name for port in self._outputs], output_names)
+        check_feeds(self._inputs, input_feed)
+        with self._lock:
+            outputs = self._computed([np.ascontiguousarray(input_feed[port.name]) for port in self._inputs])
+        return [outputs[place] for place in places]
+
+    def _computed(self, feeds: Sequence[Array]) -> Sequence[Array]:
+        """All outputs for the inputs, both in the order of the ports."""
+        raise NotImplementedError
+
+    def get_inputs(self) -> Sequence[Port]:
+        """As `Session.get_inputs`."""
+        return self._inputs
+
+    def get_outputs(self) -> Sequence[Port]:
+        """As `Session.get_outputs`."""
+        return self._outputs
 
 
 def check_feeds(inputs: Sequence[NodeArg], feeds: Feeds) -> None:

@@ -14,13 +14,12 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from agent.backends.onnx_file import read_head
-from agent.backends.session import TYPES, Array, Feeds, Port, check_feeds, select
+from agent.backends.session import TYPES, Array, Port, Ports
 from agent.core.candidate import Candidate
 from agent.core.errors import BackendError, InputError, Kind
 from agent.core.release import Config
@@ -36,45 +35,31 @@ _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 _IMAGE_RANK = 4  # [batch, channels, height, width]
 
 
-class TensorRtSession:
+class TensorRtSession(Ports):
     """An engine that answers as ONNX Runtime's session does; one inference at a time."""
 
     def __init__(self, engine: Any) -> None:
+        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+        inputs = [_port(engine, name) for name in names if _is_input(engine, name)]
+        super().__init__(inputs, [_port(engine, name) for name in names if not _is_input(engine, name)])
         self._cuda = _Cuda()
         self._engine = engine
         self._context = engine.create_execution_context()
         if self._context is None:
             raise BackendError("tensorrt: too little GPU memory to run the engine", Kind.MEMORY)
         self._stream = self._cuda.stream()
-        self._lock = Lock()
         self._buffers: dict[str, tuple[int, int]] = {}  # name: address on the device, bytes
-        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-        self._inputs = tuple(_port(engine, name) for name in names if _is_input(engine, name))
-        self._outputs = tuple(_port(engine, name) for name in names if not _is_input(engine, name))
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Array]:
-        """As `Session.run`; `run_options` are ONNX Runtime's and mean nothing here."""
-        del run_options
-        places = select([port.name for port in self._outputs], output_names)
-        check_feeds(self._inputs, input_feed)
-        with self._lock:
-            for port in self._inputs:
-                self._feed(port.name, np.ascontiguousarray(input_feed[port.name]))
-            outputs = [self._place(port) for port in self._outputs]
-            if not self._context.execute_async_v3(self._stream):
-                raise BackendError("the model failed while it ran: TensorRT says why in its log")
-            self._cuda.wait(self._stream)
-            for port, output in zip(self._outputs, outputs, strict=True):
-                self._cuda.copy(output.ctypes.data, self._buffers[port.name][0], output.nbytes, _TO_HOST)
-        return [outputs[place] for place in places]
-
-    def get_inputs(self) -> Sequence[Port]:
-        """As `Session.get_inputs`."""
-        return self._inputs
-
-    def get_outputs(self) -> Sequence[Port]:
-        """As `Session.get_outputs`."""
-        return self._outputs
+    def _computed(self, feeds: Sequence[Array]) -> Sequence[Array]:
+        for port, given in zip(self._inputs, feeds, strict=True):
+            self._feed(port.name, given)
+        outputs = [self._place(port) for port in self._outputs]
+        if not self._context.execute_async_v3(self._stream):
+            raise BackendError("the model failed while it ran: TensorRT says why in its log")
+        self._cuda.wait(self._stream)
+        for port, output in zip(self._outputs, outputs, strict=True):
+            self._cuda.copy(output.ctypes.data, self._buffers[port.name][0], output.nbytes, _TO_HOST)
+        return outputs
 
     def get_providers(self) -> list[str]:
         """`TensorRT` alone: nothing of an engine runs elsewhere."""

@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -204,8 +205,10 @@ class Intake:
             self.refuse("deployment", str(error))
             self._ask_now_and_then()
             return
-        if not all(is_listed(trusted, goal) for goal in goals):
-            self.news.post(self.poll_now.set)
+        with suppress(EdgeError):  # what cannot be told now counts as not listed
+            if all(trusted.find(target_path(goal.name)) is not None for goal in goals):
+                return
+        self.news.post(self.poll_now.set)
 
     def _ask_now_and_then(self) -> None:
         """The store may know a new key; but whoever can publish garbage cannot make us ask all the time."""
@@ -265,11 +268,3 @@ class Intake:
     def publish(self, records: Mapping[str, SlotRecord]) -> None:
         """Show new intent to those who act on it."""
         self.news.post(lambda: self.desired.post(records))
-
-
-def is_listed(trusted: Trusted, release: Ref) -> bool:
-    """Whether a release is known to be listed; not when that cannot be told now."""
-    try:
-        return trusted.find(target_path(release.name)) is not None
-    except EdgeError:
-        return False

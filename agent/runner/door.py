@@ -199,12 +199,13 @@ class Door:
             request = await receive(wire, ask, lane, json_length)
             is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
             answered = await slot.infer(lane, partial(asked, request, slot, version), arrived, is_probe=is_probe)
-            response = write_response(request.document, outputs_of(lane, answered.ran), response_head(slot, answered))
+            outputs, head = outputs_of(lane, answered.ran), response_head(slot, answered)
+            document, binary = write_response(request.document, outputs, head)
             headers = JSON
-            if response.binary:
+            if binary:
                 headers = {"Content-Type": "application/octet-stream"}
-                headers["Inference-Header-Content-Length"] = str(len(response.document))
-            send(wire, HTTPStatus.OK, response.document, *response.binary, headers=headers)
+                headers["Inference-Header-Content-Length"] = str(len(document))
+            send(wire, HTTPStatus.OK, document, *binary, headers=headers)
             await wire.drained()
         except OtherVersionError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error

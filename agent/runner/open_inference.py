@@ -179,18 +179,13 @@ def _fits(given: Sequence[int], declared: Sequence[int]) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer: the JSON part, and the binary tensors behind it."""
-
-    document: bytes
-    binary: tuple[memoryview, ...]
-
-
 def write_response(
     request: InferDocument, outputs: Sequence[tuple[Slice, memoryview]], head: Mapping[str, Any]
-) -> Response:
-    """The answer to a request; `head` holds the model's name, version and parameters."""
+) -> tuple[bytes, list[memoryview]]:
+    """The answer to a request: the JSON part, and the binary tensors behind it.
+
+    `head` holds the model's name, version and parameters.
+    """
     default = request.parameters.get("binary_data_output", False)
     binary_for = {one.name: one.parameters.get("binary_data", default) for one in request.outputs}
     tensors, binary = [], []
@@ -203,7 +198,7 @@ def write_response(
             tensor["data"] = np.frombuffer(content, slice_.dtype).tolist()
         tensors.append(tensor)
     identity = {"id": request.id} if request.id else {}
-    return Response(msgspec.json.encode({**head, **identity, "outputs": tensors}), tuple(binary))
+    return msgspec.json.encode({**head, **identity, "outputs": tensors}), binary
 
 
 def model_document(slot: str, version: str, platform: str, metadata: Metadata) -> dict[str, Any]:

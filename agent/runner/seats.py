@@ -282,15 +282,13 @@ class Seat:
     def _end(self, failure: Failure) -> None:
         self.ended.set()
         self.settled.set()
-        if self._timer is not None:
-            self._timer.cancel()
         if not self._told_to_end:
             self._lost(self, failure)
         for place, waiting in enumerate(self._waiting):
             if not waiting.answer.done():
                 waiting.answer.set_exception(SeatEndedError(failure, was_inside=place == 0))
         self._waiting.clear()
-        self._idle.set()
+        self._watch()
 
 
 def environment(place: Place) -> dict[str, str]:

@@ -131,5 +131,9 @@ def keyset(targets: Targets, role: str) -> str:
         delegated = targets.get_delegated_role(role)
     except ValueError as error:
         raise TrustError(f"the targets metadata does not delegate to {role}; its owner must add the role") from error
-    keys = json.dumps([sorted(delegated.keyids), delegated.threshold])
-    return hashlib.sha256(keys.encode()).hexdigest()
+    return digest([sorted(delegated.keyids), delegated.threshold])
+
+
+def digest(tree: list[object]) -> str:
+    """SHA-256 of a tree of JSON."""
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()

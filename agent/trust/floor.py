@@ -8,8 +8,6 @@
    clock behind would accept what is expired.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -18,6 +16,7 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from agent.core.documents import Document
 from agent.core.errors import TrustError
+from agent.trust.envelope import digest
 
 ISSUED_AT = "x-issued-at"  # in the signed part of timestamp.json; other clients ignore it
 
@@ -57,11 +56,6 @@ def seen(root: Root, timestamp: Timestamp, snapshot: Snapshot, targets: Targets)
 def keys_of(root: Root, *roles: str) -> str:
     """The digest of the keys and thresholds of top-level roles."""
     return digest([[sorted(root.roles[role].keyids), root.roles[role].threshold] for role in roles])
-
-
-def digest(tree: list[object]) -> str:
-    """SHA-256 of a tree of JSON."""
-    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
 def check_floor(old: Floor, found: Mapping[str, RoleFloor], issued: datetime | None = None) -> Floor:
