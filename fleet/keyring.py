@@ -81,16 +81,18 @@ class Keyring:
             TransferError: the service that holds it cannot be had now.
         """
         found = [signer for path in self.files(role) if (signer := self._signer(path)) is not None]
-        if not found:
-            raise InputError(
-                f"{self.folder}: no key of the role {role} (roles/{role}-1.pem); bring it, or use another desk"
-            )
-        return tuple(found)
+        return tuple(found) or self.lack(role)
 
     def keys(self, role: str) -> Mapping[str, Key]:
         """Key id: public key of every key of a role that is named here, in the order of their files."""
         found = [public_at(path, read(path, "bring the key")) for path in self.files(role)]
         return {key.keyid: key for key in found}
+
+    def lack(self, role: str) -> NoReturn:
+        """Raises InputError: no key of a role is here."""
+        raise InputError(
+            f"{self.folder}: no key of the role {role} (roles/{role}-1.pem); bring it, or use another desk"
+        )
 
     def holds(self, role: str) -> bool:
         """Whether a key of a role is here."""

@@ -48,7 +48,7 @@ def make_root(keyring: Keyring, now: datetime) -> bytes:
     """
     root = Root(expires=expiry("root", now))
     for role in TOP:
-        add_keys(root, role, keyring.keys(role).values())
+        add_keys(root, role, (keyring.keys(role) or keyring.lack(role)).values())
         root.roles[role].threshold = ROLES[role].threshold
     check_roles(Authority(root, Targets()).roles_by_key(), root.roles)
     metadata = Metadata(root)
@@ -64,7 +64,7 @@ def delegations(keyring: Keyring) -> Delegations:
     targets = Targets(delegations=Delegations({}, roles={}))
     for role, paths in PATHS.items():
         delegated(targets)[role] = DelegatedRole(role, [], ROLES[role].threshold, terminating=True, paths=paths)
-        add_keys(targets, role, keyring.keys(role).values())
+        add_keys(targets, role, (keyring.keys(role) or keyring.lack(role)).values())
     made = targets.delegations
     if made is None:
         raise AssertionError
