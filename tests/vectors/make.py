@@ -9,30 +9,27 @@ import hashlib
 import json
 from pathlib import Path
 
-from tests.vectors.primitives import Signer, base64, bind, compact, envelope, hpke, private, scalar
+from tests.vectors.policy import policies
+from tests.vectors.primitives import base64, bind, compact, envelope, hpke, private, scalar
 from tests.vectors.sealed import KEY, NAME, PATH, refused, releases
-
-FOLDER = Path(__file__).parent
-KIND = "application/vnd.edge-model-agent.{}+json"
-ROLLOUT, WAVE, COMMAND, GRANT = (KIND.format(name) for name in ("rollout", "wave", "command", "grant"))
-OTHER = "face_detection_retinaface_widerface_20250701-2"
-OPERATORS, CONTROLLER, GRANTS = [Signer("operator 1"), Signer("operator 2")], Signer("controller"), Signer("grants")
-STRANGER = Signer("stranger")
-NOW, SOON, LONG_AGO, LATER = (
-    "2026-11-01T12:00:00Z",
-    "2026-11-01T12:10:00Z",
-    "2026-10-01T12:00:00Z",
-    "2026-11-03T12:00:00Z",
+from tests.vectors.signers import (
+    COMMAND,
+    CONTROLLER,
+    GRANT,
+    GRANTS,
+    LATER,
+    LONG_AGO,
+    NOW,
+    OPERATORS,
+    ROLLOUT,
+    SOON,
+    STRANGER,
+    WAVE,
+    roles,
 )
 
-
-def roles(threshold=1):
-    """Who may sign, as the vectors' readers need it."""
-    keys = {"operators": OPERATORS, "controller": [CONTROLLER], "grants": [GRANTS]}
-    return {
-        role: {"threshold": threshold if role == "operators" else 1, "ed25519": [key.public for key in signers]}
-        for role, signers in keys.items()
-    }
+FOLDER = Path(__file__).parent
+OTHER = "face_detection_retinaface_widerface_20250701-2"
 
 
 # --- sections 4 and 6 ----------------------------------------------------------------------------------------------
@@ -303,6 +300,7 @@ DOCUMENTS = {
     "envelope": envelopes,
     "deployment": deployments,
     "command": commands,
+    "policy": policies,
 }
 
 
