@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.vectors.policy import policies
 from tests.vectors.primitives import base64, bind, compact, envelope, hpke, private, scalar
-from tests.vectors.sealed import KEY, NAME, PATH, refused, releases
+from tests.vectors.sealed import KEY, NAME, OTHER, PATH, refused, releases
 from tests.vectors.signers import (
     COMMAND,
     CONTROLLER,
@@ -27,11 +27,9 @@ from tests.vectors.signers import (
     WAVE,
     roles,
 )
+from tests.vectors.withdrawn import withdrawals
 
 FOLDER = Path(__file__).parent
-OTHER = "face_detection_retinaface_widerface_20250701-2"
-
-
 # --- sections 4 and 6 ----------------------------------------------------------------------------------------------
 
 EPOCH, DEVICE, SENDER = private("epoch 1"), private("device"), private("ephemeral")
@@ -301,6 +299,7 @@ DOCUMENTS = {
     "deployment": deployments,
     "command": commands,
     "policy": policies,
+    "withdrawn": withdrawals,
 }
 
 

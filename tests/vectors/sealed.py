@@ -17,6 +17,7 @@ from tests.vectors.primitives import (
 )
 
 NAME = "face_detection_retinaface_widerface_20250628"
+OTHER = "face_detection_retinaface_widerface_20250701-2"
 PATH = f"releases/{NAME}.sealed"
 
 

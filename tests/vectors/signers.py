@@ -3,8 +3,11 @@
 from tests.vectors.primitives import Signer
 
 KIND = "application/vnd.edge-model-agent.{}+json"
-ROLLOUT, WAVE, COMMAND, GRANT = (KIND.format(name) for name in ("rollout", "wave", "command", "grant"))
+ROLLOUT, WAVE, COMMAND, GRANT, WITHDRAWN = (
+    KIND.format(name) for name in ("rollout", "wave", "command", "grant", "withdrawn")
+)
 OPERATORS, CONTROLLER, GRANTS = [Signer("operator 1"), Signer("operator 2")], Signer("controller"), Signer("grants")
+CRITICAL = [Signer("critical 1"), Signer("critical 2"), Signer("critical 3")]
 STRANGER = Signer("stranger")
 NOW, SOON, LONG_AGO, LATER = (
     "2026-11-01T12:00:00Z",

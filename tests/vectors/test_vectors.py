@@ -19,7 +19,7 @@ from agent.trust.command import believe_command, floor_key
 from agent.trust.deployment import Taken, believe_deployment
 from agent.trust.envelope import Opened, open_envelope
 from agent.trust.grant import CURVE, believe_grant, open_granted, unwrap_key
-from agent.trust.policy import check_act, matches, read_policy
+from agent.trust.policy import believe_withdrawn, check_act, matches, read_policy
 from agent.trust.sealing import Opener
 from tests.vectors import make
 from tests.vectors.primitives import Signer, scalar
@@ -43,7 +43,7 @@ STAGES = {  # of a refusal, and what it says
     "type": "its type is",
     "twice": "one key id signs twice",
     "signatures": "signed by",
-    "payload": r"^(grant|rollout|wave|command): (Expected|Object|Invalid)",
+    "payload": r"^(grant|rollout|wave|command|policy/withdrawn\.json): (this is not valid JSON|Expected|Object|Invalid)",
     "device": "it is for",
     "group": "somebody serves it another's deployment",
     "match": "names the rollout",
@@ -240,6 +240,17 @@ def test_an_act(given, case, others):
 def test_a_pattern(pattern, word, like):
     """Section 10: of the whole word, and case counts."""
     assert matches([pattern], word) is like
+
+
+@of("withdrawn")
+def test_withdrawals(given, case, others):
+    """Section 11: two of operators-critical must sign, whoever lists it."""
+
+    def read():
+        found = believe_withdrawn(raw(case), targets(given))
+        return [[one.release.name, one.release.digest] for one in found.releases]
+
+    assert check(case, read) == case.get("listed")
 
 
 # --- the code that made them ---------------------------------------------------------------------------------------
