@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from tests.vectors.delta import deltas
 from tests.vectors.policy import policies
 from tests.vectors.primitives import base64, bind, compact, envelope, hpke, private, scalar
 from tests.vectors.sealed import KEY, NAME, OTHER, PATH, refused, releases
@@ -300,6 +301,7 @@ DOCUMENTS = {
     "command": commands,
     "policy": policies,
     "withdrawn": withdrawals,
+    "delta": deltas,
 }
 
 

@@ -97,11 +97,15 @@ def listed(parts):
     ]
 
 
-def stream(parts):
+def blocks(parts):
     """The grouped blocks of all parts."""
-    return b"".join(
+    return [
         grouped(content[at : at + BLOCK], group) for _, content, group in parts for at in range(0, len(content), BLOCK)
-    )
+    ]
+
+
+def stream(parts):
+    return b"".join(blocks(parts))
 
 
 def bundle(header, packed):

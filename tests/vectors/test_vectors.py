@@ -16,6 +16,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Targets
 from agent.core.errors import TrustError
 from agent.core.intent import Command, in_wave
 from agent.trust.command import believe_command, floor_key
+from agent.trust.delta import rebuild
 from agent.trust.deployment import Taken, believe_deployment
 from agent.trust.envelope import Opened, open_envelope
 from agent.trust.grant import CURVE, believe_grant, open_granted, unwrap_key
@@ -54,12 +55,23 @@ STAGES = {  # of a refusal, and what it says
     "rollout counter": "another rollout with this counter",
     "expiry": r"widens a rollout that expired|^expired",
     "scope": "the command is for",
+    "recipe length": r"its recipe has \d+ bytes; at most",
+    "recipe": r"^delta: delta\.json: (this is not valid JSON|Expected|Object|Invalid)",
+    "delta sizes": r"^delta: \d+ bytes give \d+; the signed listing says",
+    "segments": "its segments give another size than it declares",
+    "words": "a segment is not of whole words",
+    "base": "was made from another base",
+    "range end": "a range ends behind its base",
+    "range order": "a range goes back in its base",
+    "result part": "what it gives is not what it declares",
+    "result": "what it gives is not the release that was signed",
     "policy key": "is not in the policy$",
     "policy verb": r"; \w+ may not (pin|Sync)$",
     "policy group": r"; \w+ may not act on \S+$",
     "policy expiry": r"; what \w+ may do ended \S+$",
     "policy count": r"needs signatures of \d operators who may; \d missing$",
 }
+EARLY = {"recipe length", "recipe", "delta sizes", "segments", "words", "base", "range end"}  # before the first octet
 
 
 def document(name):
@@ -253,6 +265,27 @@ def test_withdrawals(given, case, others):
     assert check(case, read) == case.get("listed")
 
 
+@of("delta")
+def test_a_delta(given, case, others):
+    """Section 12: out comes the release that was signed, or nothing that counts."""
+    came, wanted = [], case["result"]
+
+    def opened(key, path, sealed, size):
+        return Opener(bytes.fromhex(key), path, [sealed], size)
+
+    def read():
+        old = case.get("base", given["base"])
+        base = opened(old["key"], old["path"], b64decode(old["sealed"]), old["size"])
+        delta = opened(given["key"], case.get("delta", given["delta"]), octets(case, others), case["size"])
+        about = bytes.fromhex(given["key"]), given["path"], wanted["parts"], wanted["sha256"]
+        came.extend(rebuild(delta, base, *about))
+        whole = b"".join(came)
+        return {**wanted, "octets": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+
+    assert check(case, read) == (None if "refused" in case else wanted)
+    assert not (came and case.get("refused") in EARLY)
+
+
 # --- the code that made them ---------------------------------------------------------------------------------------
 
 
@@ -274,7 +307,9 @@ def test_the_other_code_is_other_code(name):
         "hmac",
         "json",
         "pathlib",
+        "struct",
         "tests.vectors.",
+        "zstandard",
         "cryptography.hazmat.primitives.",
     )
     assert [module for module in modules if not module.startswith(allowed)] == []
