@@ -20,14 +20,14 @@ $(STAMP): pyproject.toml tools/env.sh
 demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
-# What computes shares the cores, a file to each; what runs whole plants has the machine for itself.
+# What computes shares the cores, a file to each and the longest first; what runs whole plants has the machine for itself.
 test: env
 	tools/mosquitto.sh
 	-tools/strace.sh
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(PLANTS))
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/core tests $(addprefix --ignore=,$(PLANTS))
 	$(PYTHON) -m pytest $(PLANTS)
 endif
 
