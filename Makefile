@@ -6,7 +6,8 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
-PLANTS := tests/acceptance tests/attacks tests/faults tests/system
+ALONE  := tests/attacks $(addprefix tests/faults/test_,disk.py every_write.py kill.py) \
+          $(addprefix tests/system/test_,demo.py event_loop.py fleet.py main_job.py resource.py s3.py swaps.py)
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: env demo test check bench clean every-write powercut
@@ -20,15 +21,15 @@ $(STAMP): pyproject.toml tools/env.sh
 demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
-# What computes shares the cores, a file to each and the longest first; what runs whole plants has the machine for itself.
+# Most files share the machine, one on each core, the longest first; what measures, kills or ends in a table has it alone.
 test: env
 	tools/mosquitto.sh
 	-tools/strace.sh
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests/core tests $(addprefix --ignore=,$(PLANTS))
-	$(PYTHON) -m pytest $(PLANTS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/core tests $(addprefix --ignore=,$(ALONE))
+	$(PYTHON) -m pytest $(ALONE)
 endif
 
 every-write: env
