@@ -88,4 +88,4 @@ def _answered(error: ClientError, where: str) -> TransferError:
     code = error.response["Error"].get("Code", "")
     if code in ADVICE:
         return TransferError(f"{where}: {ADVICE[code]}")
-    return answers.refused(status, where, code)
+    return answers.refused(status, where, code.removeprefix(str(status)))  # the SDK puts the status where no code is
