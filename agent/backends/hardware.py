@@ -1,15 +1,21 @@
 """What this machine is, and how it is doing while a trial runs. Absent sensors are left out, never guessed."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
 
 import psutil
 
+from agent.core.release import Config
+
 _NVIDIA = Path("/proc/driver/nvidia")
 _THROTTLED = "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _NVPMODEL = Path("/var/lib/nvpmodel/status")
+
+WORKSPACE_MB = 1024  # what TensorRT may use while building; half the memory of the smallest Jetson that can build
+BUILD_SHARE = 0.5  # of the free memory: engine, weights and what runs beside the build need the rest
 
 Conditions = dict[str, str | float]
 
@@ -43,6 +49,26 @@ def peak_memory_mb() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def gpu_memory_mb() -> tuple[float, float]:
+    """What is free, and in use by everybody, on the first NVIDIA GPU; zeros where its driver has no such counter."""
+    memory, gpu_handle = (ctypes.c_uint64 * 3)(), ctypes.c_void_p()  # nvml.h: nvmlMemory_t is total, free, used
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        nvml.nvmlInit_v2()
+        nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(gpu_handle))
+        failed = nvml.nvmlDeviceGetMemoryInfo(gpu_handle, memory)
+    except (OSError, AttributeError):
+        return 0.0, 0.0
+    return (0.0, 0.0) if failed else (memory[1] / 2**20, memory[2] / 2**20)
+
+
+def workspace_bytes(config: Config) -> int:
+    """What TensorRT may use for a build: what the config says, but no more than this device can spare now."""
+    free_mb = gpu_memory_mb()[0] or psutil.virtual_memory().available / 2**20  # a Jetson's GPU shares the host's
+    wanted_mb = int(config.options("tensorrt").get("workspace_mb", WORKSPACE_MB))
+    return int(min(wanted_mb, BUILD_SHARE * free_mb)) << 20
 
 
 def conditions() -> Conditions:

@@ -5,13 +5,20 @@
 2. Its telemetry is off before it is imported: later is too late (it writes an id and looks a host up).
 3. Threads do not spin: beside a busy camera application spinning makes it 1.8 times slower.
 4. No TensorRT engine is cached on disk: it holds the weights in clear. The timing cache holds none.
+5. CUDA and cuDNN may come in NVIDIA's wheels, where no linker looks: they are loaded before the GPU is asked for.
 """
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from agent.backends.hardware import workspace_bytes
 from agent.backends.onnx_file import OnnxHead, check_opset, read_head
 from agent.backends.session import Array, Feeds
 from agent.core.candidate import GPU, Backend, Candidate
@@ -21,6 +28,7 @@ from agent.core.release import Config
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 ort: Any = import_module("onnxruntime")
 native: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+ort.set_default_logger_severity(4)  # errors are raised, not printed
 
 NAME = "onnxruntime"
 VERSION: str = ort.__version__
@@ -29,7 +37,6 @@ PROVIDERS = {
     Backend.CUDA: "CUDAExecutionProvider",
     Backend.TENSORRT: "TensorrtExecutionProvider",
 }
-WORKSPACE_MB = 1024  # what TensorRT may use while building; half the memory of the smallest Jetson that can build
 _LEVELS = {"all": "ENABLE_ALL", "extended": "ENABLE_EXTENDED", "basic": "ENABLE_BASIC", "none": "DISABLE_ALL"}
 _FATAL = 4  # ONNX Runtime's log level: errors are raised, not printed
 
@@ -46,6 +53,14 @@ class OnnxRuntimeSession(ort.InferenceSession):  # type: ignore[misc] # the libr
         except (RuntimeError, native.Fail, native.RuntimeException, native.EPFail, native.NotImplemented) as error:
             raise BackendError(f"the model failed while it ran: {error}") from error
         return outputs
+
+    def shares(self) -> dict[str, int]:
+        """How many parts of the graph each provider was given; empty where this onnxruntime does not tell."""
+        try:
+            parts = [part.ep_name for part in self.get_provider_graph_assignment_info()]
+        except (AttributeError, RuntimeError, native.Fail):  # from 1.24 on, where it was asked to remember
+            return {}
+        return {name: parts.count(name) for name in dict.fromkeys(parts)}
 
     def close(self) -> None:
         """As `Session.close`; ONNX Runtime has no call of its own for it."""
@@ -65,6 +80,7 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntime
     provider = PROVIDERS[candidate.backend]
     if provider not in ort.get_available_providers():
         raise BackendError(f"{candidate}: this onnxruntime {VERSION} is built without {provider}")
+    missing = preload() if candidate.backend in GPU else ""
     try:
         session = OnnxRuntimeSession(
             path, _options(candidate, config), providers=_providers(candidate, config), enable_fallback=0
@@ -74,9 +90,28 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntime
     except MemoryError as error:
         raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
     except Exception as error:  # the library raises a dozen classes without a common base
-        raise BackendError(f"{candidate}: onnxruntime {VERSION} does not load it: {_explained(error)}") from error
+        raise BackendError(
+            f"{candidate}: onnxruntime {VERSION} does not load it: {_explained(error, missing)}"
+        ) from error
     _check_given(session, provider, candidate)
     return session
+
+
+@cache
+def preload() -> str:
+    """Load CUDA and cuDNN where NVIDIA's wheels lie; says what is still missing then."""
+    said = ""
+    for folder in [*map(str, _wheel_folders()), None]:
+        with redirect_stdout(io.StringIO()) as told:  # it prints what it does not find, and a probe's output is JSON
+            ort.preload_dlls(directory=folder)
+        said = told.getvalue()
+    return "; ".join(said.splitlines())
+
+
+def _wheel_folders() -> Iterator[Path]:
+    nvidia = find_spec("nvidia")
+    for place in nvidia.submodule_search_locations or () if nvidia is not None else ():
+        yield from sorted(Path(place).glob("*/lib"))
 
 
 def supported_opset() -> int:
@@ -91,6 +126,8 @@ def _options(candidate: Candidate, config: Config) -> Any:
     options.log_severity_level = _FATAL
     options.graph_optimization_level = _level(config.options(candidate.backend).get("graph_optimization", "all"))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if candidate.backend in GPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if candidate.backend in GPU and config.options(candidate.backend).get("cpu_nodes") != "allow":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
@@ -114,12 +151,11 @@ def _providers(candidate: Candidate, config: Config) -> list[str | tuple[str, di
 
 def tensorrt_options(candidate: Candidate, config: Config) -> dict[str, str]:
     """The TensorRT provider's options; the timing cache lies in the service's cache folder, where it has one."""
-    workspace = int(config.options(Backend.TENSORRT).get("workspace_mb", WORKSPACE_MB))
     folder = os.environ.get("CACHE_DIRECTORY", "")  # set by systemd's CacheDirectory=
     options = {
         "trt_fp16_enable": str(int(candidate.precision == "fp16")),
         "trt_bf16_enable": str(int(candidate.precision == "bf16")),
-        "trt_max_workspace_size": str(workspace << 20),
+        "trt_max_workspace_size": str(workspace_bytes(config)),
         "trt_engine_cache_enable": "0",
         "trt_timing_cache_enable": str(int(bool(folder))),
     }
@@ -137,17 +173,21 @@ def _check_precision(head: OnnxHead, candidate: Candidate) -> None:
 
 
 def _check_given(session: OnnxRuntimeSession, provider: str, candidate: Candidate) -> None:
-    given = session.get_providers()
-    if given[0] != provider:
+    given = session.get_providers()[0]
+    shares = session.shares() if given == provider else {}
+    if given != provider or (shares and provider not in shares):
         session.close()
-        raise BackendError(f"{candidate}: {provider} was asked for, {given[0]} was given: its driver or libraries fail")
+        given = given if given != provider else ", ".join(shares)
+        raise BackendError(f"{candidate}: {provider} was asked for, {given} was given: its driver or libraries fail")
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, missing: str) -> str:
     text = str(error).strip()
-    if "fallback to CPU EP has been explicitly disabled" in text:
-        return (
-            "parts of it have no kernel on the GPU, or the GPU's libraries do not load. Where some nodes on the CPU "
-            "are wanted, the release's config says so: cpu_nodes: allow"
-        )
-    return text
+    if "fallback to CPU EP has been explicitly disabled" not in text:
+        return text
+    if missing:
+        return f"the GPU's libraries do not load: {missing}"
+    return (
+        "parts of it have no kernel on the GPU, or the GPU's driver does not answer. Where some nodes on the CPU are "
+        "wanted, the release's config says so: cpu_nodes: allow"
+    )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.backends.hardware import workspace_bytes
 from agent.backends.onnx_file import read_head
 from agent.backends.session import TYPES, Array, Port, Ports
 from agent.core.candidate import Candidate
@@ -28,7 +29,6 @@ trt: Any = import_module("tensorrt")
 
 NAME = "tensorrt"
 VERSION: str = trt.__version__
-WORKSPACE_MB = 1024  # while building; half the memory of the smallest Jetson that can build
 _CUDART = ("libcudart.so", "libcudart.so.13", "libcudart.so.12")
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
@@ -137,9 +137,8 @@ def _build(log: Any, path: str, candidate: Candidate, config: Config) -> Any:
 
 
 def _settings(builder: Any, network: Any, candidate: Candidate, config: Config) -> Any:
-    options = config.options(candidate.backend)
     settings = builder.create_builder_config()
-    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.get("workspace_mb", WORKSPACE_MB)) << 20)
+    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes(config))
     settings.clear_flag(trt.BuilderFlag.TF32)
     if candidate.precision in _FLAGS:
         flag = getattr(trt.BuilderFlag, _FLAGS[candidate.precision], None)

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from agent.backends.benchmark import measure
 from agent.backends.golden import Sample, compare
-from agent.backends.hardware import conditions, moved, peak_memory_mb
+from agent.backends.hardware import Conditions, conditions, gpu_memory_mb, moved, peak_memory_mb
 from agent.backends.session import Session
 from agent.backends.signature import check_tensors
-from agent.core.candidate import Candidate, Evidence, Failure
+from agent.core.candidate import GPU, Candidate, Evidence, Failure
 from agent.core.errors import BackendError, InputError
 from agent.core.release import Config, Metadata
 
@@ -31,6 +31,7 @@ class Loaded:
     config: Config
     golden: tuple[Sample, ...]
     load_s: float
+    gpu_before_mb: float = 0.0  # in use on the GPU before this was loaded
 
 
 def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
@@ -43,7 +44,7 @@ def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
         check_tensors(session, model.metadata)
         evidence = replace(evidence, deviations=compare(session, model.golden, model.config.gates))
         if all(one.within for one in evidence.deviations):
-            evidence = _measured(evidence, session, model.config, model.golden[0], runs)
+            evidence = _measured(evidence, model, runs)
     except BackendError as error:
         return replace(evidence, failure=Failure.of(error), memory_mb=peak_memory_mb())
     except InputError as error:  # the golden feeds do not fit the model
@@ -51,7 +52,8 @@ def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
     return replace(evidence, memory_mb=peak_memory_mb())
 
 
-def _measured(evidence: Evidence, session: Session, config: Config, sample: Sample, runs: int) -> Evidence:
+def _measured(evidence: Evidence, model: Loaded, runs: int) -> Evidence:
+    session, config, sample = model.session, model.config, model.golden[0]
     before = conditions()
     latency, rate = measure(session, sample.feeds, runs, config.warm_up)
     after = conditions()
@@ -60,5 +62,11 @@ def _measured(evidence: Evidence, session: Session, config: Config, sample: Samp
         evidence,
         latency_ms=latency,
         fps=rate * config.batch_size,
-        conditions=after | ({"moved": ", ".join(changed)} if changed else {}),
+        conditions=after | _gpu(model) | ({"moved": ", ".join(changed)} if changed else {}),
     )
+
+
+def _gpu(model: Loaded) -> Conditions:
+    """What the model takes of the GPU's memory, where it runs there and its driver tells."""
+    used_mb = gpu_memory_mb()[1] if model.candidate.backend in GPU else 0.0
+    return {"gpu_mb": max(0.0, used_mb - model.gpu_before_mb)} if used_mb else {}

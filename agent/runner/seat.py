@@ -24,6 +24,7 @@ from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
 from agent.backends import check_model, open_session, probe
 from agent.backends.golden import compare, load_golden
+from agent.backends.hardware import gpu_memory_mb
 from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
@@ -107,7 +108,7 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     Raises:
         EdgeError: the parts are not a release, or the backend refuses them.
     """
-    started = time.monotonic()
+    started, gpu_before_mb = time.monotonic(), gpu_memory_mb()[1]
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
     metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
     config = from_yaml(Config, read(parts[CONFIG]), CONFIG)
@@ -116,7 +117,7 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     session = open_session(weights, ask.place.candidate, config)
     check_tensors(session, metadata)
     golden = load_golden(read(parts[GOLDEN]), metadata)
-    return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started)
+    return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started, gpu_before_mb)
 
 
 def prove(model: Model) -> messages.Done | messages.Refused:

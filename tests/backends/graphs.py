@@ -34,6 +34,49 @@ def network(path, name="input", shape=SHAPE, opset=17, seed=0, *, listed=False):
     return save(path, nodes, inputs, outputs, [("weight", weight)], opset)
 
 
+def detector(path, batch=1, dtype="float32", size=640, width=16):
+    """A detector's backbone and heads, of YOLOv8n's size at 640 pixels (8 GFLOP): `output` [batch, cells, 84]."""
+    made = _Layers(dtype)
+    x = made.conv("input", 3, width, stride=2)
+    ends, channels = [], width
+    for blocks in (1, 2, 2, 1):
+        x = made.conv(x, channels, 2 * channels, stride=2)
+        channels *= 2
+        for _ in range(blocks):
+            x = made.node("Add", x, made.conv(made.conv(x, channels, channels), channels, channels))
+        ends.append((x, channels))
+    heads = [made.head(end, channels, 4 * width) for end, channels in ends[1:]]
+    made.node("Concat", *heads, output="output", axis=1)
+    cells = sum((size // stride) ** 2 for stride in (8, 16, 32))
+    inputs, outputs = [tensor("input", (batch, 3, size, size), dtype)], [tensor("output", (batch, cells, 84), dtype)]
+    return save(path, made.nodes, inputs, outputs, made.weights)
+
+
+class _Layers:
+    """Nodes and their weights, so scaled that what comes out is about as large as what goes in."""
+
+    def __init__(self, dtype):
+        self.nodes, self.weights, self.dtype, self.chance = [], [], dtype, np.random.default_rng(0)
+
+    def node(self, op, *inputs, output=None, **attributes):
+        output = output or f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def conv(self, x, given, made, kernel=3, stride=1):
+        name = f"w{len(self.weights)}"
+        weight = self.chance.normal(size=(made, given, kernel, kernel)) / np.sqrt(given) / kernel
+        self.weights.append((name, weight.astype(self.dtype)))
+        x = self.node("Conv", x, name, strides=[stride] * 2, pads=[kernel // 2] * 4)
+        return self.node("Mul", x, self.node("Sigmoid", x))
+
+    def head(self, x, given, width):
+        x = self.conv(self.conv(self.conv(x, given, width), width, width), width, 84, kernel=1)
+        shape = f"w{len(self.weights)}"
+        self.weights.append((shape, np.array([0, 84, -1], np.int64)))
+        return self.node("Sigmoid", self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1]))
+
+
 def chain(path, ops, shape=(1, 4), dtype="float32", weight=None):
     """`output` = the ops one after another on `input`; each with `weight` as second operand where one is given."""
     more = ["w"] if weight is not None else []

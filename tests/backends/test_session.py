@@ -176,6 +176,71 @@ def test_another_provider_than_asked_for_is_an_error(model, config):
         _check_given(session, "CUDAExecutionProvider", Candidate(backend=Backend.CUDA))
 
 
+def test_a_graph_that_went_to_another_provider_is_an_error():
+    """TensorRT that took no node, and left all of them to CUDA, is not served as TensorRT."""
+    from agent.backends.onnx_runtime import _check_given
+
+    class Given:
+        closed = False
+
+        def get_providers(self):
+            return ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+
+        def shares(self):
+            return {"CUDAExecutionProvider": 7}
+
+        def close(self):
+            self.closed = True
+
+    session = Given()
+    with pytest.raises(BackendError, match="TensorrtExecutionProvider was asked for, CUDAExecutionProvider was given"):
+        _check_given(session, "TensorrtExecutionProvider", Candidate(backend=Backend.TENSORRT))
+    assert session.closed
+
+
+def test_a_session_knows_what_computes_it(model, config, monkeypatch):
+    """The parts of the graph are counted by the provider that was given them."""
+    from agent.backends import onnx_runtime
+
+    def remembering(candidate, config, options=onnx_runtime._options):
+        made = options(candidate, config)
+        made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return made
+
+    assert open_session(str(model), CPU, config).shares() == {}
+    monkeypatch.setattr(onnx_runtime, "_options", remembering)
+    assert open_session(str(model), CPU, config).shares().keys() == {"CPUExecutionProvider"}
+
+
+def test_cuda_in_nvidia_s_wheels_is_found_and_nothing_is_printed(tmp_path, monkeypatch, capsys):
+    """Each folder of libraries is looked into before the linker's own; what is missing at last is told, not printed."""
+    from agent.backends import onnx_runtime
+
+    (tmp_path / "nvidia" / "cudnn" / "lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = []
+
+    def preload_dlls(directory):
+        asked.append(directory)
+        print(f"Failed to load libcublas.so.13 from {directory}")
+
+    monkeypatch.setattr(onnx_runtime.ort, "preload_dlls", preload_dlls)
+    assert onnx_runtime.preload.__wrapped__() == "Failed to load libcublas.so.13 from None"
+    assert str(tmp_path / "nvidia" / "cudnn" / "lib") in asked
+    assert asked[-1] is None
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("free_mb", "wanted_mb"), [(4096, 512), (600, 300)])
+def test_a_build_takes_no_more_than_the_device_can_spare(monkeypatch, free_mb, wanted_mb):
+    """TensorRT's workspace is the config's, or half of the GPU's free memory where that is less."""
+    from agent.backends import hardware
+
+    monkeypatch.setattr(hardware, "gpu_memory_mb", lambda: (float(free_mb), 100.0))
+    config = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={"tensorrt": {"workspace_mb": 512}})
+    assert hardware.workspace_bytes(config) == wanted_mb << 20
+
+
 def test_an_unknown_level_of_optimisation_is_told(model):
     """A typing mistake in the config does not become a default."""
     config = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={"cpu": {"graph_optimization": "al"}})
