@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,9 +45,14 @@ def write(program: str, claims: Mapping[str, str], figures: Figures) -> None:
         claims: what each figure means, in the order of the table.
         figures: the values.
     """
-    rows = [f"| {claims[key]} | {figures[key]} |" for key in claims]
-    lines = [f"## {program}", "", f"{machine()}, {datetime.now(UTC):%Y-%m-%d}", "", "| what | measured |", "|---|---|"]
-    section = "\n".join([*lines, *rows]) + "\n"
+    write_table(program, ("what", "measured"), [(claims[key], figures[key]) for key in claims])
+
+
+def write_table(program: str, columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> None:
+    """Replace the program's section of RESULTS.md by a table of so many columns; `note` says what else was there."""
+    table = [f"| {' | '.join(str(cell) for cell in row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    place = f"{machine()}{note and f', {note}'}, {datetime.now(UTC):%Y-%m-%d}"
+    section = "\n".join([f"## {program}", "", place, "", *table]) + "\n"
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
     before, *others = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     sections = {one.split("\n", 1)[0]: one.strip() + "\n" for one in others} | {f"## {program}": section}

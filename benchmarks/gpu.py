@@ -68,12 +68,12 @@ def main() -> None:
         print("\n".join(f"{name}: {one.reason}" for name, one in present.items()))
         _results.tell({"gpu": "none"})
         return
-    claims, figures = measured(
-        [one for one in CANDIDATES if one.backend is Backend.CPU or present[one.backend].present]
-    )
+    found = measured([one for one in CANDIDATES if one.backend is Backend.CPU or present[one.backend].present])
     if not options.quick:
-        _results.write("gpu", claims, figures)
-    _results.tell(figures)
+        rows = [(*name, *(figures.get(key, "") for key in WHAT)) for name, figures in found.items()]
+        _results.write_table("gpu", ("model", "candidate", *WHAT.values()), rows, gpu())
+    told = {f"{model}.{on}.{key}": value for (model, on), row in found.items() for key, value in row.items()}
+    _results.tell({"gpu": gpu() or "unnamed"} | told)
 
 
 def probed() -> dict[Backend, Found]:
@@ -83,30 +83,27 @@ def probed() -> dict[Backend, Found]:
     return {one.backend: one for one in from_tree(tuple[Found, ...], json.loads(done.stdout), "probe")}
 
 
-def measured(candidates: list[Candidate]) -> tuple[dict[str, str], dict[str, float | int | str]]:
-    """What each figure means, and its value."""
-    claims, figures = {"gpu": "GPU"}, {"gpu": gpu() or "unnamed"}
+def measured(candidates: list[Candidate]) -> dict[tuple[str, str], dict[str, float | str]]:
+    """The figures of each model on each candidate; `off` says why where there are none."""
+    found: dict[tuple[str, str], dict[str, float | str]] = {}
     for model in (*open_folder().releases(), *DETECTORS):
         cpu_fps = 0.0
         for candidate in candidates:
-            stem, name = f"{model}.{candidate}", f"{model} on {candidate}"
             evidence = tried_alone(model, candidate)
             if evidence.failure is not None or evidence.latency_ms is None:
                 reason = evidence.failure.reason if evidence.failure is not None else "out of parity"
-                claims[stem], figures[stem] = name, reason[:200]
+                found[model, str(candidate)] = {"off": reason[:200]}
                 continue
             cpu_fps = cpu_fps or evidence.fps
-            found = rounded(evidence, cpu_fps)
-            claims |= {f"{stem}.{key}": f"{name}: {WHAT[key]}" for key in found}
-            figures |= {f"{stem}.{key}": value for key, value in found.items()}
-            print(f"{name}: {found}", flush=True)
-    return claims, figures
+            found[model, str(candidate)] = rounded(evidence, cpu_fps)
+            print(f"{model} on {candidate}: {found[model, str(candidate)]}", flush=True)
+    return found
 
 
-def rounded(evidence: Evidence, cpu_fps: float) -> dict[str, float]:
+def rounded(evidence: Evidence, cpu_fps: float) -> dict[str, float | str]:
     """The figures of one trial."""
     assert evidence.latency_ms is not None
-    found = {
+    found: dict[str, float | str] = {
         "fps": round(evidence.fps, 1),
         "times_cpu": round(evidence.fps / cpu_fps, 2),
         "p50_ms": round(evidence.latency_ms.p50, 3),

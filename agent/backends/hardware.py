@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 
 import psutil
@@ -39,8 +40,9 @@ def gpu() -> str:
         for line in _text(path).splitlines()
         if line.startswith("Model:")
     ]
-    release = _text(_NVIDIA / "version").splitlines() or _text(Path("/etc/nv_tegra_release")).splitlines()
-    return "; ".join([*(models or [board()]), *release[:1]])
+    driver = re.search(r"\d+\.[\d.]+", _text(_NVIDIA / "version"))
+    release = [f"driver {driver[0]}"] if driver else _text(Path("/etc/nv_tegra_release")).splitlines()[:1]
+    return "; ".join([*(models or [board()]), *release])
 
 
 def peak_memory_mb() -> float:

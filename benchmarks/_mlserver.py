@@ -1,0 +1,95 @@
+"""MLServer as a peer: its own environment in .cache/mlserver, its own process, asked over gRPC.
+
+Its HTTP takes no binary tensors, and its default of one worker dies with a new uvloop: it runs in one process.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from agent.backends.session import Array
+from tests.fakes.ports import free_ports
+
+HOME = Path(__file__).parents[1] / ".cache" / "mlserver"
+PACKAGES = ("mlserver==1.7.1", "uvloop==0.21.0", "onnxruntime>=1.23")
+START_S = 60.0
+NAME = "bench"
+
+
+def why_not() -> str:
+    """Why there is no MLServer here; empty when there is."""
+    if (HOME / "ready").exists():
+        return ""
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True, capture_output=True)
+        subprocess.run([str(HOME / "bin" / "pip"), "install", "-q", *PACKAGES], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        return f"not installed: {error.stderr.decode().strip().splitlines()[-1]}"
+    (HOME / "ready").touch()
+    return ""
+
+
+@contextmanager
+def serving(path: Path, feeds: Mapping[str, Array], folder: Path, threads: int = 1) -> Iterator[Callable[[], object] | None]:
+    """How to ask MLServer for `feeds` on the model at `path`; None where it is not to be had."""
+    if why_not():
+        yield None
+        return
+    ports = free_ports(3)
+    lay_out(path, folder, ports, threads)
+    environment = {**os.environ, "MLSERVER_PARALLEL_WORKERS": "0", "ORT_DISABLE_TELEMETRY": "1"}
+    environment.pop("PYTHONPATH", None)
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([HOME / "bin" / "mlserver", "start", folder], stdout=log, stderr=log, env=environment)
+    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}")
+    try:
+        until_ready(client, server, folder / "log")
+        inputs = [tritonclient.grpc.InferInput(name, array.shape, "FP32") for name, array in feeds.items()]
+
+        def ask() -> None:
+            for tensor, array in zip(inputs, feeds.values(), strict=True):
+                tensor.set_data_from_numpy(array)
+            answer = client.infer(NAME, inputs)
+            answer.as_numpy(answer.get_response().outputs[0].name)
+
+        yield ask
+    finally:
+        client.close()
+        server.terminate()
+        server.wait()
+
+
+def lay_out(path: Path, folder: Path, ports: list[int], threads: int) -> None:
+    """MLServer's settings for one model."""
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("_mlserver_model.py"), folder / "edge_bench_model.py")
+    http, grpc, metrics = ports
+    server = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "host": "127.0.0.1", "debug": False}
+    parameters = {"uri": str(path), "extra": {"threads": threads}}
+    model = {"name": NAME, "implementation": "edge_bench_model.OnnxModel", "parameters": parameters}
+    (folder / "settings.json").write_text(json.dumps(server), encoding="utf-8")
+    (folder / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
+
+
+def until_ready(client: object, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Return when the model can be asked.
+
+    Raises:
+        RuntimeError: it does not start; says what it printed.
+    """
+    deadline = time.monotonic() + START_S
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(InferenceServerException):
+            if client.is_model_ready(NAME):  # type: ignore[attr-defined]
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"MLServer did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")

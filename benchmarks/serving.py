@@ -1,0 +1,303 @@
+"""What a camera application gets by each way in, beside a direct ONNX Runtime loop on the same models in the same run.
+
+1. One client asks for one frame after the other. Every way has its turn in each round, and a ratio is the median over
+   the rounds of its frames per second and the direct loop's of that round: a neighbour that is busy hits all of them.
+2. The direct loop is what an application would write itself: a session in its own process, of as many threads as the
+   seat has, and each frame copied once, as a camera brings it.
+3. Two models: a small detector of this repository, and one of YOLOv8n's size ($EDGE_ACCEPTANCE_MODELS, else a graph of
+   that size made here). `best_backend` and `benchmark_app` judge the trial: what it chose, and the speed it told.
+
+`--quick`: short turns, nothing is written. MLServer is measured where it installs into .cache/mlserver.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import shared_memory
+
+from agent.backends.session import Array
+from agent.core.candidate import Backend, Candidate, Evidence
+from agent.core.messages import Done, Load, Place, Promote, Trial, Tried, Unload
+from benchmarks import _mlserver, _results
+from benchmarks._releases import SMALL, noise, opened, release_of, yolo
+from client import Client
+from tests.fakes.ports import free_ports
+from tests.runner.conftest import Agent, Release, Running, runner_in
+
+WAYS = ("direct", "client", "shm", "grpc_shm", "http", "grpc")
+CLAIMS = {
+    **{f"yolo_{way}_ratio": f"YOLOv8n-sized: {told} / direct loop, frames per second" for way, told in {
+        "client": "our client", "shm": "shared memory over HTTP", "grpc_shm": "shared memory over gRPC",
+        "http": "binary tensors over HTTP", "grpc": "binary tensors over gRPC"}.items()},
+    **{f"small_{way}_ratio": f"small detector: {told} / direct loop, frames per second" for way, told in {
+        "client": "our client", "shm": "shared memory over HTTP", "grpc_shm": "shared memory over gRPC",
+        "http": "binary tensors over HTTP", "grpc": "binary tensors over gRPC"}.items()},
+    "mlserver_yolo_ratio": "YOLOv8n-sized: MLServer with the same runtime, over gRPC / direct loop",
+    "mlserver_small_ratio": "small detector: MLServer with the same runtime, over gRPC / direct loop",
+    "benchmark_app_ratio": "frames per second that a trial tells / what OpenVINO's benchmark_app tells, same options",
+    "best_backend_ratio": "the chosen candidate / the fastest single one measured by hand, frames per second",
+    "yolo_direct_fps": "YOLOv8n-sized: direct loop, frames per second",
+    "small_direct_fps": "small detector: direct loop, frames per second",
+    **{f"{model}_{way}_{q}_ms": f"{told}: {way.replace('_', ' ')}, {q} ms" for model, told in
+       {"yolo": "YOLOv8n-sized", "small": "small detector"}.items() for way in WAYS for q in ("p50", "p99")},
+    "chosen": "the candidate that the trials chose for the YOLOv8n-sized model",
+}  # fmt: skip
+THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
+CANDIDATES = (Candidate(backend=Backend.CPU, threads=THREADS), Candidate(backend=Backend.OPENVINO, threads=THREADS))
+Feeds = Mapping[str, Array]
+Ask = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model that is served and asked."""
+
+    slot: str
+    path: Path
+    release: Release
+    feeds: Feeds
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long all of it takes."""
+
+    rounds: int
+    turn_s: float
+    app_s: int
+    trial_runs: int
+
+
+QUICK, FULL = Sizes(2, 0.8, 2, 10), Sizes(9, 4.0, 10, 60)
+
+
+def main() -> None:
+    """Measure, print, and on a full run write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="short turns; RESULTS.md stays as it is")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(measured(Path(folder), QUICK if options.quick else FULL))
+    if not options.quick:
+        _results.write("serving", CLAIMS, figures)
+    _results.tell(figures)
+
+
+async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
+    """All figures, with a runner that begins and ends here."""
+    http, grpc = free_ports(2)
+    models = [model("small", SMALL, 1), model("yolo", yolo(folder), 2)]
+    async with runner_in(folder, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}") as running:
+        agent = await running.agent()
+        for one in models:
+            await agent.serve(one.slot, one.release)
+        figures: dict[str, float | str] = {}
+        for one in models:
+            figures |= await asyncio.to_thread(shares, one, running, http, grpc, folder, sizes)
+        for one in models:
+            await agent.ask(Unload(slot=one.slot, place=one.release.place))
+        return figures | await choice(agent, models[1], folder, sizes)
+
+
+def model(slot: str, path: Path, day: int) -> Model:
+    """A model for a slot, with an input of noise."""
+    with closing(opened(path, Backend.CPU, THREADS)) as session:
+        return Model(slot, path, release_of(path, day), noise(session, 1))
+
+
+def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, sizes: Sizes) -> dict[str, float | str]:
+    """The ratio of each way in, and its latencies."""
+    with ExitStack() as stack:
+        ways = {"direct": direct(one, stack), "client": by_client(one, running, stack)}
+        ways |= by_triton(one, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", stack)
+        peer = stack.enter_context(_mlserver.serving(one.path, one.feeds, folder / f"mlserver-{one.slot}"))
+        if peer is not None:
+            ways["mlserver"] = peer
+        times = in_turn(ways, sizes)
+    direct_fps = [len(turn) / sum(turn) for turn in times["direct"]]
+    found: dict[str, float | str] = {f"{one.slot}_direct_fps": round(statistics.median(direct_fps), 1)}
+    for way, turns in times.items():
+        ratios = [len(turn) / sum(turn) / fps for turn, fps in zip(turns, direct_fps, strict=True)]
+        key = f"mlserver_{one.slot}_ratio" if way == "mlserver" else f"{one.slot}_{way}_ratio"
+        found[key] = round(statistics.median(ratios), 3)
+        p50, p99 = np.percentile(1000 * np.concatenate([np.array(turn) for turn in turns]), (50, 99))
+        found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
+    del found[f"{one.slot}_direct_ratio"]
+    return found | ({} if peer else {f"mlserver_{one.slot}_ratio": _mlserver.why_not()})
+
+
+def in_turn(ways: Mapping[str, Ask], sizes: Sizes) -> dict[str, list[list[float]]]:
+    """Seconds of each request, by way and round; each way is warm before the first."""
+    for ask in ways.values():
+        ask()
+    times: dict[str, list[list[float]]] = {way: [] for way in ways}
+    for _ in range(sizes.rounds):
+        for way, ask in ways.items():
+            times[way].append(turn(ask, sizes.turn_s))
+    return times
+
+
+def turn(ask: Ask, seconds: float) -> list[float]:
+    """Seconds of each request of one turn."""
+    ask()
+    end, taken = time.perf_counter() + seconds, []
+    while (began := time.perf_counter()) < end:
+        ask()
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def direct(one: Model, stack: ExitStack) -> Ask:
+    """The application's own session."""
+    session = opened(one.path, Backend.CPU, THREADS)
+    stack.callback(session.close)
+    frames = {name: np.empty_like(array) for name, array in one.feeds.items()}
+
+    def ask() -> None:
+        for name, array in one.feeds.items():
+            np.copyto(frames[name], array)
+        session.run(None, frames)
+
+    return ask
+
+
+def by_client(one: Model, running: Running, stack: ExitStack) -> Ask:
+    """Our client, through memory files."""
+    client = stack.enter_context(Client(f"unix:{running.door}"))
+    return lambda: client.infer(one.slot, one.feeds)
+
+
+def by_triton(one: Model, http_at: str, grpc_at: str, stack: ExitStack) -> dict[str, Ask]:
+    """NVIDIA's client, over HTTP and gRPC, with and without shared memory."""
+    outputs = output_sizes(one)
+    found: dict[str, Ask] = {}
+    for name, library, at in (("http", tritonclient.http, http_at), ("grpc", tritonclient.grpc, grpc_at)):
+        client = library.InferenceServerClient(at)
+        stack.callback(client.close)
+        inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
+        asked = [library.InferRequestedOutput(key) for key in outputs]
+        found[name] = plain(client, one, inputs, asked)
+        found["shm" if name == "http" else "grpc_shm"] = shared(library, client, one, outputs, stack)
+    return found
+
+
+def plain(client: object, one: Model, inputs: Sequence[object], asked: Sequence[object]) -> Ask:
+    """Tensors as bytes in the request and in the answer."""
+
+    def ask() -> None:
+        for tensor, array in zip(inputs, one.feeds.values(), strict=True):
+            tensor.set_data_from_numpy(array)  # type: ignore[attr-defined]
+        answer = client.infer(one.slot, inputs, outputs=asked)  # type: ignore[attr-defined]
+        answer.as_numpy(asked[0].name())  # type: ignore[attr-defined]
+
+    return ask
+
+
+def shared(library: object, client: object, one: Model, outputs: Mapping[str, int], stack: ExitStack) -> Ask:
+    """Tensors in a region of shared memory, which this side writes and reads."""
+    sizes = {**{key: array.nbytes for key, array in one.feeds.items()}, **outputs}
+    name = f"bench_{one.slot}_{library.__name__.rpartition('.')[2]}"  # type: ignore[attr-defined]
+    region = shared_memory.create_shared_memory_region(name, f"/{name}", sum(sizes.values()))
+    stack.callback(shared_memory.destroy_shared_memory_region, region)
+    client.register_system_shared_memory(name, f"/{name}", sum(sizes.values()))  # type: ignore[attr-defined]
+    stack.callback(client.unregister_system_shared_memory, name)  # type: ignore[attr-defined]
+    places, end = {}, 0
+    for key, size in sizes.items():
+        places[key], end = end, end + size
+    inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]  # type: ignore[attr-defined]
+    asked = [library.InferRequestedOutput(key) for key in outputs]  # type: ignore[attr-defined]
+    for tensor in (*inputs, *asked):
+        tensor.set_shared_memory(name, sizes[tensor.name()], places[tensor.name()])
+
+    def ask() -> None:
+        for key, array in one.feeds.items():
+            shared_memory.set_shared_memory_region(region, [array], places[key])
+        client.infer(one.slot, inputs, outputs=asked)  # type: ignore[attr-defined]
+        for key, size in outputs.items():
+            shared_memory.get_contents_as_numpy(region, np.float32, (size // 4,), places[key]).copy()
+
+    return ask
+
+
+def output_sizes(one: Model) -> dict[str, int]:
+    """Bytes of each output."""
+    with closing(opened(one.path, Backend.CPU, THREADS)) as session:
+        names = [port.name for port in session.get_outputs()]
+        return {name: array.nbytes for name, array in zip(names, session.run(names, one.feeds), strict=True)}
+
+
+async def choice(agent: Agent, one: Model, folder: Path, sizes: Sizes) -> dict[str, float | str]:
+    """What trials chose against what a loop measures by hand, and what they told against benchmark_app."""
+    evidence = [await tried(agent, one, candidate, sizes) for candidate in CANDIDATES]
+    told = {str(each.candidate): each.fps for each in evidence if each.failure is None and parity(each)}
+    by_hand = await asyncio.to_thread(hand_made, one, sizes)
+    chosen = max(told, key=lambda name: told[name])
+    app = await asyncio.to_thread(benchmark_app, one.path, folder, sizes)
+    again = await tried(agent, one, CANDIDATES[1], sizes)
+    ours = statistics.mean((told[str(CANDIDATES[1])], again.fps))
+    best = max(fps for name, fps in by_hand.items() if name in told)
+    return {
+        "benchmark_app_ratio": round(ours / app, 3),
+        "best_backend_ratio": round(by_hand[chosen] / best, 3),
+        "chosen": chosen,
+    }
+
+
+async def tried(agent: Agent, one: Model, candidate: Candidate, sizes: Sizes) -> Evidence:
+    """The evidence of a trial in a seat of its own, which then leaves."""
+    place = Place(ref=one.release.ref, candidate=candidate)
+    await agent.hand_over(one.release)
+    await agent.ask(Load(slot="trial", place=place))
+    answer = await agent.ask(Trial(slot="trial", place=place, key="bench", runs=sizes.trial_runs))
+    assert isinstance(answer, Tried), answer
+    await agent.ask(Unload(slot="trial", place=place))
+    return answer.evidence
+
+
+def parity(evidence: Evidence) -> bool:
+    """Whether every output is where its golden sample says."""
+    return all(one.within for one in evidence.deviations)
+
+
+def hand_made(one: Model, sizes: Sizes) -> dict[str, float]:
+    """Frames per second of each candidate in a plain loop, in turn."""
+    with ExitStack() as stack:
+        ways: dict[str, Ask] = {}
+        for candidate in CANDIDATES:
+            session = opened(one.path, candidate.backend, THREADS)
+            stack.callback(session.close)
+            ways[str(candidate)] = lambda session=session: session.run(None, one.feeds)  # type: ignore[misc]
+        times = in_turn(ways, sizes)
+    return {way: statistics.median(len(turn) / sum(turn) for turn in turns) for way, turns in times.items()}
+
+
+def benchmark_app(path: Path, folder: Path, sizes: Sizes) -> float:
+    """Frames per second of OpenVINO's own program, one request at a time."""
+    options = ["-d", "CPU", "-api", "sync", "-hint", "latency", "-infer_precision", "f32", "-nthreads", str(THREADS)]
+    options += ["-t", str(sizes.app_s), "-report_type", "no_counters", "-json_stats", "-report_folder", str(folder)]
+    program = Path(sys.executable).with_name("benchmark_app")
+    said = subprocess.run([str(program), "-m", str(path), *options], check=True, capture_output=True, text=True)
+    report = folder / "benchmark_report.json"
+    if report.exists():
+        return float(json.loads(report.read_text(encoding="utf-8"))["execution_results"]["throughput"])
+    line = next(line for line in said.stdout.splitlines() if "Throughput:" in line)
+    return float(line.split("Throughput:")[1].split()[0])
+
+
+if __name__ == "__main__":
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    main()
