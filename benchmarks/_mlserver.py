@@ -24,6 +24,8 @@ PACKAGES = ("mlserver==1.7.1", "uvloop==0.21.0", "onnxruntime>=1.23")
 START_S = 60.0
 NAME = "bench"
 
+Ask = Callable[[], object]
+
 
 def why_not() -> str:
     """Why there is no MLServer here; empty when there is."""
@@ -39,7 +41,9 @@ def why_not() -> str:
 
 
 @contextmanager
-def serving(path: Path, feeds: Mapping[str, Array], folder: Path, threads: int = 1) -> Iterator[Callable[[], object] | None]:
+def serving(
+    path: Path, feeds: Mapping[str, Array], folder: Path, threads: int = 1
+) -> Iterator[Callable[[], object] | None]:
     """How to ask MLServer for `feeds` on the model at `path`; None where it is not to be had."""
     if why_not():
         yield None

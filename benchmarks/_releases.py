@@ -21,7 +21,20 @@ from tests.runner.conftest import Release, named
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
-LAYERS = ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
+LAYERS = (
+    (16, 2),
+    (32, 2),
+    (32, 1),
+    (64, 2),
+    (64, 1),
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (256, 1),
+)
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)
 
 
@@ -77,12 +90,10 @@ def yolo(folder: Path) -> Path:
 def _drawn(path: Path) -> Path:
     """Convolutions of 2 million weights that take as long as YOLOv8n on a picture of 640 x 640."""
     rng, nodes, weights, channels, tensor = np.random.default_rng(0), [], [], 3, "images"
-    for place, (width, stride) in enumerate(LAYERS):
+    for place, (width, stride) in enumerate(zip(WIDTHS, STEPS, strict=True)):
         kernel = (rng.standard_normal((width, channels, 3, 3)) / (3 * channels**0.5)).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"w{place}"))
-        nodes.append(
-            helper.make_node("Conv", [tensor, f"w{place}"], [f"c{place}"], strides=[stride] * 2, pads=[1] * 4)
-        )
+        nodes.append(helper.make_node("Conv", [tensor, f"w{place}"], [f"c{place}"], strides=[stride] * 2, pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{place}"], [f"r{place}"]))
         channels, tensor = width, f"r{place}"
     ports = [

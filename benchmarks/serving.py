@@ -31,7 +31,7 @@ from tritonclient.utils import shared_memory
 
 from agent.backends.session import Array
 from agent.core.candidate import Backend, Candidate, Evidence
-from agent.core.messages import Done, Load, Place, Promote, Trial, Tried, Unload
+from agent.core.messages import Load, Place, Trial, Tried, Unload
 from benchmarks import _mlserver, _results
 from benchmarks._releases import SMALL, noise, opened, release_of, yolo
 from client import Client
