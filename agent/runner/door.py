@@ -11,7 +11,6 @@ import logging
 import math
 import re
 import time
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
@@ -19,39 +18,37 @@ from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-import numpy as np
 
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Place, SeatRan, Slice
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, write_head
+from agent.runner.intake import BODY_BYTES, check_lengths, receive
 from agent.runner.lanes import Lane
 from agent.runner.metrics import CONTENT_TYPE, exposition
 from agent.runner.open_inference import (
-    ALIGNMENT,
     EXTENSIONS,
     Request,
     check_request,
     config_document,
     model_document,
-    read_request,
+    read_region,
     stats_document,
     write_response,
 )
+from agent.runner.regions import Regions
 from agent.runner.slots import Answered, Asked, Slot
 from agent.runner.wire import Wire
 
-BODY_BYTES = 128 * 1024**2  # a batch of eight 1280 x 1280 float frames is 157 MB as text, 126 MB as bytes
-JSON_BYTES = 16 * 1024**2  # reading 16 MB of numbers holds up every other client for 0.2 s
 CONNECTIONS = 256
-JSON_LENGTH = "inference-header-content-length"
+DOCUMENT_BYTES = 16 * 1024  # of a body that is no request to infer: a region's is below 1 KB
 PROBE = "edge-probe"  # header or parameter of a request that is no client's
-GZIP_OR_ZLIB = 47  # zlib's window bits: 15, and 32 to tell the two apart
 
 log = logging.getLogger("edge-runner")
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
+_REGION = re.compile(r"/v2/systemsharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
 
 
 class OtherVersionError(InputError):
@@ -63,6 +60,7 @@ class Door:
 
     def __init__(self, slots: Mapping[str, Slot], tasks: asyncio.TaskGroup) -> None:
         self._slots, self._tasks = slots, tasks
+        self.regions = Regions()
         self._wires: dict[Wire, asyncio.Task[None]] = {}
         self._is_closing = False
         self.requests = 0
@@ -132,7 +130,7 @@ class Door:
                 allow(ask, "POST")
                 await self._infer(wire, ask, slot, model[2])
                 return
-        await self._take_body(wire, ask)
+        given = await self._take_body(wire, ask)
         headers = JSON
         if model is not None:
             allow(ask, "GET")
@@ -143,17 +141,21 @@ class Door:
         elif ask.path == "/metrics":
             allow(ask, "GET")
             body, headers = exposition(self._slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
+        elif (region := _REGION.fullmatch(ask.path)) is not None:
+            body = msgspec.json.encode(self._region_answer(ask, region[1] and unquote(region[1]), region[2], given))
         else:
             body = msgspec.json.encode(self._server_answer(ask))
         send(wire, HTTPStatus.OK, body, headers=headers)
 
     @staticmethod
-    async def _take_body(wire: Wire, ask: RequestHead) -> None:
-        if ask.length > JSON_BYTES:
+    async def _take_body(wire: Wire, ask: RequestHead) -> bytes:
+        if ask.length > DOCUMENT_BYTES:
             raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{ask.path} takes no body of {ask.length} bytes")
         if ask.waits_for_continue:
             wire.write(CONTINUE)
-        await wire.discard()
+        body = bytearray(ask.length)
+        await wire.read_into(memoryview(body))
+        return bytes(body)
 
     def _slot(self, name: str) -> Slot:
         slot = self._slots.get(name)
@@ -178,6 +180,18 @@ class Door:
                 return [index_entry(slot) for slot in self._slots.values()]
         raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
 
+    def _region_answer(self, ask: RequestHead, name: str | None, verb: str, body: bytes) -> Any:
+        allow(ask, "GET" if verb == "status" else "POST")
+        try:
+            match verb:
+                case "status":
+                    return self.regions.status(name)
+                case "unregister":
+                    return self.regions.unregister(name)
+            return self.regions.register(read_region(name, body))
+        except InputError as error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
+
     def _readiness(self) -> Any:
         dark = sorted(slot.name for slot in self._slots.values() if slot.order is not None and slot.serving is None)
         if dark or all(slot.serving is None for slot in self._slots.values()):
@@ -196,11 +210,14 @@ class Door:
         try:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
-            request = await receive(wire, ask, lane, json_length)
+            request = await receive(wire, ask, lane, json_length, self.regions)
             is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
             answered = await slot.infer(lane, partial(asked, request, slot, version), arrived, is_probe=is_probe)
             outputs, head = outputs_of(lane, answered.ran), response_head(slot, answered)
-            document, binary = write_response(request.document, outputs, head)
+            for output, content in outputs:
+                if output.name in request.targets:
+                    await self.regions.write(request.targets[output.name], content)
+            document, binary = write_response(request, outputs, head)
             headers = JSON
             if binary:
                 headers = {"Content-Type": "application/octet-stream"}
@@ -251,74 +268,6 @@ def allow(ask: RequestHead, method: str) -> None:
 def unavailable(reason: str, seconds: float) -> HttpError:
     """The refusal that says when to try again."""
     return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": str(max(1, math.ceil(seconds)))})
-
-
-def check_lengths(ask: RequestHead) -> int:
-    """How many bytes of the body are JSON.
-
-    Raises:
-        HttpError: the body has no length, is too long, or shorter than its JSON part.
-    """
-    if "content-length" not in ask.headers:
-        raise HttpError(HTTPStatus.LENGTH_REQUIRED, "a request to infer has a body: send a Content-Length")
-    if ask.length > BODY_BYTES:
-        raise HttpError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {ask.length} bytes; at most {BODY_BYTES} are taken"
-        )
-    json_length = ask.number(JSON_LENGTH)
-    if json_length is None:
-        json_length = ask.length
-    if json_length > JSON_BYTES:
-        reason = f"{json_length} bytes of JSON; at most {JSON_BYTES} are taken: send tensors as binary data"
-        raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
-    if json_length > ask.length and "content-encoding" not in ask.headers:
-        raise HttpError(HTTPStatus.BAD_REQUEST, f"{JSON_LENGTH} is {json_length}; the body has {ask.length} bytes")
-    return json_length
-
-
-async def receive(wire: Wire, ask: RequestHead, lane: Lane, json_length: int) -> Request:
-    """The request, with all its tensors in the lane.
-
-    Raises:
-        InputError: it is none.
-    """
-    start = -json_length % ALIGNMENT  # so that the first binary tensor is aligned
-    body = lane.request(start, ask.length)
-    await wire.read_into(body)
-    if "content-encoding" in ask.headers:
-        body = await asyncio.to_thread(inflate, body)
-        json_length = min(json_length, len(body)) if JSON_LENGTH in ask.headers else len(body)
-        start = -json_length % ALIGNMENT
-        lane.request(start, len(body))[:] = body
-    request = read_request(memoryview(body), start, json_length)
-    return put_numbers(request, lane, start + len(body)) if request.numbers else request
-
-
-def inflate(body: memoryview) -> memoryview:
-    """What a gzip or zlib body unpacks to.
-
-    Raises:
-        InputError: it is neither, or unpacks to too much.
-    """
-    unpacker = zlib.decompressobj(GZIP_OR_ZLIB)
-    try:
-        content = unpacker.decompress(body, BODY_BYTES)
-    except zlib.error as error:
-        raise InputError(f"the request's body is neither gzip nor deflate: {error}") from error
-    if not unpacker.eof:
-        raise InputError(f"the request's body is cut short, or unpacks to more than {BODY_BYTES} bytes")
-    return memoryview(content)
-
-
-def put_numbers(request: Request, lane: Lane, end: int) -> Request:
-    """The request with the tensors that were JSON in the lane too."""
-    slices = dict(request.slices)
-    for name, array in request.numbers.items():
-        offset = end + -end % ALIGNMENT
-        end = offset + array.nbytes
-        lane.request(offset, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        slices[name] = Slice(name=name, shape=array.shape, dtype=array.dtype.name, offset=offset, size=array.nbytes)
-    return Request(request.document, slices, {})
 
 
 def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Asked:

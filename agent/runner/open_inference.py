@@ -3,17 +3,17 @@
 1. A request is read against the metadata of the release that serves now; what does not fit is refused with what
    would have.
 2. Binary tensors stay where they were received: they become places in the lane's arena. Numbers in JSON are
-   converted and put behind them.
+   converted, and those in regions known by their place, for whoever puts them behind.
 3. The model's name is the slot, its version is the release's date, in every document.
 
-Sources: github.com/kserve/open-inference-protocol; Triton's extensions binary_tensor_data, statistics,
-model_configuration and model_repository.
+Sources: github.com/kserve/open-inference-protocol; Triton's extensions binary_tensor_data, system_shared_memory,
+statistics, model_configuration and model_repository.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -24,16 +24,17 @@ from agent.core.errors import InputError
 from agent.core.messages import Slice
 from agent.core.release import Config, Dtype, Metadata, Tensor
 from agent.runner.frame import frame_shape
+from agent.runner.regions import Registered, Size, Span
 
 DATATYPES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"} | {
     name.upper(): name for name in get_args(Dtype) if "int" in name
 }
 NAMES = {dtype: datatype for datatype, dtype in DATATYPES.items()}
-EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
+EXTENSIONS = ("binary_tensor_data", "system_shared_memory", "statistics", "model_configuration", "model_repository")
 ALIGNMENT = 64
 RANK = 8  # dimensions; more than any vision model has
 
-Size = Annotated[int, Meta(ge=0, le=2**40)]
+T = TypeVar("T")
 
 
 class InputTensor(msgspec.Struct):
@@ -63,15 +64,18 @@ class InferDocument(msgspec.Struct):
 
 
 _INFER = msgspec.json.Decoder(InferDocument)
+_REGION = msgspec.json.Decoder(Registered)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose tensors lie in an arena, or are numbers still to be put there."""
+    """A request whose inputs lie in an arena, or are numbers or spans of regions still to be put there."""
 
     document: InferDocument
     slices: Mapping[str, Slice]
     numbers: Mapping[str, NDArray[Any]]
+    spans: Mapping[str, Span]
+    targets: Mapping[str, Span]  # the outputs that go to regions
 
 
 def read_request(body: memoryview, start: int, json_length: int) -> Request:
@@ -80,17 +84,19 @@ def read_request(body: memoryview, start: int, json_length: int) -> Request:
     Raises:
         InputError: it is not one; says where.
     """
-    try:
-        document = _INFER.decode(body[:json_length])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the request's JSON: {error}") from error
+    document = _read(_INFER, body[:json_length])
     slices: dict[str, Slice] = {}
     numbers: dict[str, NDArray[Any]] = {}
+    spans: dict[str, Span] = {}
     end = json_length
     for tensor in document.inputs:
-        if tensor.name in slices or tensor.name in numbers:
+        if tensor.name in slices or tensor.name in numbers or tensor.name in spans:
             raise InputError(f"input {tensor.name}: it is there twice")
         dtype = _dtype(tensor)
+        if (span := _span(f"input {tensor.name}", tensor.parameters)) is not None:
+            _check_length(tensor, dtype, span.size)
+            spans[tensor.name] = span
+            continue
         if tensor.data is not None:
             numbers[tensor.name] = _numbers(tensor, dtype)
             continue
@@ -101,7 +107,37 @@ def read_request(body: memoryview, start: int, json_length: int) -> Request:
         end += length
     if end != len(body):
         raise InputError(f"the request's inputs take {end - json_length} bytes; {len(body) - json_length} came")
-    return Request(document, slices, numbers)
+    named = {one.name: _span(f"output {one.name}", one.parameters) for one in document.outputs}
+    targets = {name: span for name, span in named.items() if span is not None}
+    return Request(document, slices, numbers, spans, targets)
+
+
+def read_region(name: str | None, body: bytes) -> Registered:
+    """The region that a request asks to register.
+
+    Raises:
+        InputError: it is none.
+    """
+    if name is None:
+        raise InputError("a region is registered under a name: /v2/systemsharedmemory/region/NAME/register")
+    return msgspec.structs.replace(_read(_REGION, body), name=name)
+
+
+def _read(decoder: "msgspec.json.Decoder[T]", body: bytes | memoryview) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"the request's JSON: {error}") from error
+
+
+def _span(what: str, parameters: Mapping[str, Any]) -> Span | None:
+    """The place in a region that a tensor's parameters name, if any does."""
+    if not any(name.startswith("shared_memory_") for name in parameters):
+        return None
+    try:
+        return msgspec.convert(parameters, Span)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{what}: its place in a shared memory region: {error}") from error
 
 
 def _dtype(tensor: InputTensor) -> "np.dtype[Any]":
@@ -112,15 +148,17 @@ def _dtype(tensor: InputTensor) -> "np.dtype[Any]":
 
 def _binary_length(tensor: InputTensor, dtype: "np.dtype[Any]") -> int:
     length = tensor.parameters.get("binary_data_size")
-    if "shared_memory_region" in tensor.parameters:
-        raise InputError(f"input {tensor.name}: shared memory regions are not served here; send binary data")
-    wanted = math.prod(tensor.shape) * dtype.itemsize
     if not isinstance(length, int):
-        raise InputError(f"input {tensor.name}: it has neither data nor binary_data_size")
+        raise InputError(f"input {tensor.name}: it has neither data nor binary_data_size nor a shared memory region")
+    _check_length(tensor, dtype, length)
+    return length
+
+
+def _check_length(tensor: InputTensor, dtype: "np.dtype[Any]", length: int) -> None:
+    wanted = math.prod(tensor.shape) * dtype.itemsize
     if length != wanted:
         shape = list(tensor.shape)
         raise InputError(f"input {tensor.name}: {tensor.datatype} {shape} takes {wanted} bytes, not {length}")
-    return length
 
 
 def _numbers(tensor: InputTensor, dtype: "np.dtype[Any]") -> NDArray[Any]:
@@ -180,24 +218,26 @@ def _fits(given: Sequence[int], declared: Sequence[int]) -> bool:
 
 
 def write_response(
-    request: InferDocument, outputs: Sequence[tuple[Slice, memoryview]], head: Mapping[str, Any]
+    request: Request, outputs: Sequence[tuple[Slice, memoryview]], head: Mapping[str, Any]
 ) -> tuple[bytes, list[memoryview]]:
     """The answer to a request: the JSON part, and the binary tensors behind it.
 
     `head` holds the model's name, version and parameters.
     """
-    default = request.parameters.get("binary_data_output", False)
-    binary_for = {one.name: one.parameters.get("binary_data", default) for one in request.outputs}
+    default = request.document.parameters.get("binary_data_output", False)
+    binary_for = {one.name: one.parameters.get("binary_data", default) for one in request.document.outputs}
     tensors, binary = [], []
     for slice_, content in outputs:
         tensor: dict[str, Any] = {"name": slice_.name, "datatype": NAMES[slice_.dtype], "shape": slice_.shape}
-        if binary_for.get(slice_.name, default):
+        if slice_.name in request.targets:
+            pass  # the client has it already, and says where
+        elif binary_for.get(slice_.name, default):
             tensor["parameters"] = {"binary_data_size": slice_.size}
             binary.append(content)
         else:
             tensor["data"] = np.frombuffer(content, slice_.dtype).tolist()
         tensors.append(tensor)
-    identity = {"id": request.id} if request.id else {}
+    identity = {"id": request.document.id} if request.document.id else {}
     return msgspec.json.encode({**head, **identity, "outputs": tensors}), binary
 
 

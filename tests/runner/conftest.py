@@ -334,6 +334,11 @@ def x() -> np.ndarray:
     return np.random.default_rng(7).random(SHAPE, np.float32)
 
 
+def descriptors_of(running: Running) -> int:
+    """How many the runner has open."""
+    return sum(1 for _ in Path(f"/proc/{running.process.pid}/fd").iterdir())
+
+
 async def eventually(true) -> None:
     """Return as soon as `true()`: for what other processes do, which tell nobody."""
     async with asyncio.timeout(PATIENCE_S):

@@ -154,7 +154,7 @@ def changed(**fields) -> bytes:
         (changed(data=None), "binary_data_size"),
         (changed(data=None, parameters={"binary_data_size": 12}), "768"),
         (changed(data=None, parameters={"binary_data_size": 768}), "768"),
-        (changed(data=None, parameters={"shared_memory_region": "r"}), "shared memory"),
+        (changed(parameters={"shared_memory_region": "r"}), "shared_memory_byte_size"),
         (json.dumps({"inputs": JSON_REQUEST["inputs"] * 2}).encode(), "twice"),
         (json.dumps({"inputs": []}).encode(), "['x']"),
         (json.dumps({**JSON_REQUEST, "outputs": [{"name": "boxes"}]}).encode(), "['y']"),

@@ -1,0 +1,114 @@
+"""A request's body on its way into a lane: received there, unpacked, and joined by what lies elsewhere.
+
+1. Binary tensors are received where the seat reads them. What was JSON or lies in a region is put behind them.
+2. Whatever a body claims or unpacks to, a request takes BODY_BYTES of a lane at most.
+"""
+
+import asyncio
+import zlib
+from dataclasses import replace
+from http import HTTPStatus
+
+import numpy as np
+
+from agent.core.errors import InputError
+from agent.core.messages import Slice
+from agent.runner.http_head import HttpError, RequestHead
+from agent.runner.lanes import Lane
+from agent.runner.open_inference import ALIGNMENT, DATATYPES, Request, read_request
+from agent.runner.regions import Regions
+from agent.runner.wire import Wire
+
+BODY_BYTES = 128 * 1024**2  # a batch of eight 1280 x 1280 float frames is 157 MB as text, 126 MB as bytes
+JSON_BYTES = 16 * 1024**2  # reading 16 MB of numbers holds up every other client for 0.2 s
+JSON_LENGTH = "inference-header-content-length"
+GZIP_OR_ZLIB = 47  # zlib's window bits: 15, and 32 to tell the two apart
+
+
+def check_lengths(ask: RequestHead) -> int:
+    """How many bytes of the body are JSON.
+
+    Raises:
+        HttpError: the body has no length, is too long, or shorter than its JSON part.
+    """
+    if "content-length" not in ask.headers:
+        raise HttpError(HTTPStatus.LENGTH_REQUIRED, "a request to infer has a body: send a Content-Length")
+    if ask.length > BODY_BYTES:
+        raise HttpError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {ask.length} bytes; at most {BODY_BYTES} are taken"
+        )
+    json_length = ask.number(JSON_LENGTH)
+    if json_length is None:
+        json_length = ask.length
+    if json_length > JSON_BYTES:
+        reason = f"{json_length} bytes of JSON; at most {JSON_BYTES} are taken: send tensors as binary data"
+        raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+    if json_length > ask.length and "content-encoding" not in ask.headers:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{JSON_LENGTH} is {json_length}; the body has {ask.length} bytes")
+    return json_length
+
+
+async def receive(wire: Wire, ask: RequestHead, lane: Lane, json_length: int, regions: Regions) -> Request:
+    """The request, with all its tensors in the lane.
+
+    Raises:
+        InputError: it is none.
+    """
+    start = -json_length % ALIGNMENT  # so that the first binary tensor is aligned
+    body = lane.request(start, ask.length)
+    await wire.read_into(body)
+    if "content-encoding" in ask.headers:
+        body = await asyncio.to_thread(inflate, body)
+        json_length = min(json_length, len(body)) if JSON_LENGTH in ask.headers else len(body)
+        if json_length > JSON_BYTES:
+            raise InputError(
+                f"the request's body unpacks to {json_length} bytes of JSON; at most {JSON_BYTES} are taken"
+            )
+        start = -json_length % ALIGNMENT
+        lane.request(start, len(body))[:] = body
+    request = read_request(memoryview(body), start, json_length)
+    for span in request.targets.values():
+        regions.check(span)
+    return await put(request, lane, start + len(body), regions) if request.numbers or request.spans else request
+
+
+def inflate(body: memoryview) -> memoryview:
+    """What a gzip or zlib body unpacks to.
+
+    Raises:
+        InputError: it is neither, or unpacks to too much.
+    """
+    unpacker = zlib.decompressobj(GZIP_OR_ZLIB)
+    try:
+        content = unpacker.decompress(body, BODY_BYTES)
+    except zlib.error as error:
+        raise InputError(f"the request's body is neither gzip nor deflate: {error}") from error
+    if not unpacker.eof:
+        raise InputError(f"the request's body is cut short, or unpacks to more than {BODY_BYTES} bytes")
+    return memoryview(content)
+
+
+async def put(request: Request, lane: Lane, end: int, regions: Regions) -> Request:
+    """The request with its tensors that were JSON, or lie in regions, in the lane too, from `end` on.
+
+    Raises:
+        InputError: a region does not hold what it should.
+    """
+    slices = dict(request.slices)
+    for tensor in request.document.inputs:
+        array, span = request.numbers.get(tensor.name), request.spans.get(tensor.name)
+        if array is None and span is None:
+            continue
+        offset = end + -end % ALIGNMENT
+        dtype = DATATYPES[tensor.datatype]
+        if span is not None:
+            regions.check(span)
+            end = offset + span.size
+            if end > BODY_BYTES:
+                raise InputError(f"the request's inputs take {end} bytes; at most {BODY_BYTES} are taken")
+            await regions.read(span, lane.request(offset, span.size))
+        elif array is not None:
+            end = offset + array.nbytes
+            lane.request(offset, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype, offset=offset, size=end - offset)
+    return replace(request, slices=slices)
