@@ -1,7 +1,7 @@
 """An export is a repository's part for one group in one file: what its devices read, for a site without a network.
 
 1. It holds bytes under the keys that they have in the store, uncompressed, so that a device reads it in place: all
-   roots, the newest metadata, the group's deployment and grants, policies, and releases.
+   roots, the newest metadata, the group's deployment and grants, policies, and releases with the deltas to them.
 2. It is looked at as a device looks at it before it gets its name: what no device would take is not written.
 3. It proves nothing: devices verify it as they verify a store. It is as fresh as its timestamp, which expires.
 """
@@ -44,7 +44,7 @@ def export(
     names = chosen(repository, check_word("group", group), releases, now)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise InputError(f"{out}: is a folder, or in no folder; give --out the name of a file in one that is there")
-    paths = (*map(target_path, names), deployment_path(group), POLICY_PATH, WITHDRAWN_PATH)
+    paths = (*targets_of(repository, names), deployment_path(group), POLICY_PATH, WITHDRAWN_PATH)
     with files.saying_why(out), tempfile.TemporaryDirectory(prefix=files.TEMP, dir=out.absolute().parent) as folder:
         part = Path(folder) / "export.zip"
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
@@ -75,6 +75,13 @@ def deployed(repository: Repository, group: str, now: datetime) -> set[str]:
     last = current(repository, group, now)
     moves = last.rollout.slots.values() if last is not None else ()
     return {ref.name for move in moves for ref in (move.goal, move.start) if ref is not None}
+
+
+def targets_of(repository: Repository, names: Iterable[str]) -> Iterator[str]:
+    """Where releases are listed, and every delta to them: a device finds in the file what the metadata promises."""
+    for name in names:
+        yield target_path(name)
+        yield from repository.paths(target_path(name).removesuffix("sealed") + "from.")
 
 
 def documents(repository: Repository, group: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from agent.core.documents import Document
+from agent.core.documents import END, Document
 from agent.core.errors import TransferError
 
 WINDOW = 20  # publishes in flight, or the broker's Receive Maximum, which paho does not heed: as fast as 100
@@ -38,7 +38,7 @@ STATE_EXPIRY_S = 7 * 24 * 3600
 WILL_DELAY_S = 5  # a reconnect within it is no news
 ANSWER_S = 10.0  # the broker's time for CONNACK, SUBACK, PUBACK
 FAREWELL_S = 2.0
-HOST = r"^[\w:%-]{1,63}(\.[\w-]{1,63})*\.?$"  # for a name that cannot be one the resolver raises no OSError
+HOST = r"^[\w:%-]{1,63}(\.[\w-]{1,63})*\.?" + END  # for a name that cannot be one the resolver raises no OSError
 
 
 class BrokerSettings(Document):

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import Meta, field
 
-from agent.core.documents import Document
+from agent.core.documents import END, Document
 from agent.core.errors import InputError, TransferError, TrustError
 
 CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's memory, large beside a system call
@@ -33,7 +33,7 @@ class Limits(Document):
 
     budget_mb_per_day: Seconds | None = None
     rate_limit_mb_s: Seconds | None = None
-    window: Annotated[str, Meta(pattern=f"^{CLOCK}-{CLOCK}$")] | None = None  # from-to, local time
+    window: Annotated[str, Meta(pattern=f"^{CLOCK}-{CLOCK}" + END)] | None = None  # from-to, local time
 
 
 class StoreSettings(Document):

@@ -15,6 +15,7 @@ import yaml
 from agent.core.errors import InputError
 
 T = TypeVar("T")
+END = r"$(?!\n)"  # of a pattern: Python's `$` alone holds before a last newline, too; JSON Schema knows no `\Z`
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))

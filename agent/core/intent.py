@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from agent.core.documents import Document
+from agent.core.documents import END, Document
 from agent.core.release import Ref
 
-SlotName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # a level of a topic, a model's name
+SlotName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}" + END)]  # a level of a topic, a model's name
 Counter = Annotated[int, Meta(ge=1, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[datetime, Meta(tz=True)]  # a time without its zone cannot be compared
@@ -90,8 +90,8 @@ class Verb(StrEnum):
 class Command(Document):
     """Signed by an operator; for one device or one group."""
 
-    id: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
-    scope: Annotated[str, Meta(pattern=r"^(device|group):[A-Za-z0-9._-]{1,64}$")]
+    id: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9-]+" + END)]
+    scope: Annotated[str, Meta(pattern=r"^(device|group):[A-Za-z0-9._-]{1,64}" + END)]
     counter: Counter
     issued: Moment
     expires: Moment

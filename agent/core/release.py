@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from agent.core.documents import Document, OpenDocument
+from agent.core.documents import END, Document, OpenDocument
 
 Dtype = Literal[
     "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool"
@@ -26,7 +26,7 @@ BackendName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 class Ref(Document, order=True):
     """One release: its name, and the SHA-256 of its sealed bytes. One name is one set of bytes for ever."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,126}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,126}" + END)]
     digest: str
 
     def __str__(self) -> str:

@@ -30,7 +30,7 @@ from agent.daemon.news import News
 from agent.trust.command import Refusal, believe_command, floor_key
 from agent.trust.listing import target_path
 
-TOPIC = re.compile(r"^edge/v1/(?:groups/)?[^/]+/cmd/(?P<id>[A-Za-z0-9-]{8,64})/req$")
+TOPIC = re.compile(r"edge/v1/(?:groups/)?[^/]+/cmd/(?P<id>[A-Za-z0-9-]{8,64})/req")
 KEPT = 1_000  # commands expire within minutes; more than this many in that time is an attack
 OPEN = frozenset({"accepted", "progress"})
 
@@ -69,7 +69,7 @@ class Commands:
 
     def take(self, message: Message) -> None:
         """One message; returns when what it changed is on the disk."""
-        matched = TOPIC.match(message.topic)
+        matched = TOPIC.fullmatch(message.topic)
         if matched is None:
             self.intake.refuse("command", f"topic {message.topic!r} names no command id")
             return

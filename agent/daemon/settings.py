@@ -13,11 +13,11 @@ from msgspec import Meta, field
 from agent.adapters import files
 from agent.adapters.broker import BrokerSettings
 from agent.adapters.store import Seconds, StoreSettings
-from agent.core.documents import Document, from_yaml
+from agent.core.documents import END, Document, from_yaml
 from agent.core.errors import InputError
 
 SOCKET_BYTES = 107  # Linux: sun_path with its end
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}" + END
 
 
 class RunnerSettings(Document):

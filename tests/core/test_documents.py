@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import jsonschema
+import msgspec
 import pytest
 
-from agent.core.documents import Document, from_json, from_yaml
+from agent.core.documents import Document, from_json, from_tree, from_yaml
 from agent.core.errors import InputError
+from agent.core.intent import Command, SlotName
+from agent.core.release import Ref
 
 DEEP = 5000
 
@@ -43,3 +47,24 @@ def test_json_that_nothing_can_read_is_a_mistake_of_its_writer(content):
     """The same for JSON."""
     with pytest.raises(InputError, match=r"^here: "):
         from_json(Form, content, "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (SlotName, "face_detection"),
+        (Ref.__annotations__["name"], "face_detection_retinaface_widerface_20250628"),
+        (Command.__annotations__["id"], "0123456789abcdef"),
+        (Command.__annotations__["scope"], "group:plant"),
+    ],
+)
+def test_a_name_ends_where_it_ends(kind, name):
+    """A newline behind it is refused at the door, and by whoever checks with the JSON Schema."""
+    assert from_tree(kind, name, "here") == name
+    schema = msgspec.json.schema(kind)
+    jsonschema.validate(name, schema)
+    for other in (f"{name}\n", f"{name}\r", f"{name}\n\n"):
+        with pytest.raises(InputError, match="matching regex"):
+            from_tree(kind, other, "here")
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(other, schema)

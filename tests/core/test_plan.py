@@ -3,11 +3,12 @@
 import inspect
 import sys
 import types
+from dataclasses import fields
 
 import pytest
 
 from agent.core import plan
-from tests.core.world import REFS, Broken, explore, place_at
+from tests.core.world import REFS, Broken, World, explore, place_at
 
 MUTANT_STATES = 60_000  # every mutant below is caught well before this
 
@@ -77,6 +78,12 @@ def test_every_reachable_state_keeps_every_promise(swap, refs, more, monkeypatch
     assert census.states > 1_000
 
 
+def test_the_world_is_told_as_the_planner_observes_it():
+    """A fact that the planner learns to observe has a place in the small world, and is absent there at first."""
+    nothing = plan.Observed()
+    assert World()._asdict() == {fact.name: getattr(nothing, fact.name) for fact in fields(nothing)}
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_planner_is_noticed(mutant, monkeypatch):
     """Each deliberate breakage of the planner breaks a promise somewhere in the small world."""
@@ -92,5 +99,5 @@ def test_a_broken_planner_is_noticed(mutant, monkeypatch):
 
 
 def explore_all(broken):
-    for swap in broken.Swap:
+    for swap in reversed(broken.Swap):  # the small one first
         explore(broken, swap, limit=MUTANT_STATES)

@@ -2,15 +2,17 @@
 
 Three releases with two candidates each (the second is faster, and builds an engine). A move is a step that
 succeeds or fails, a crash of a seat or of the runner, a gate missed in the soak, or a change of wish; in a world of
-two releases also a retry and an upgrade that voids what was measured, or a withdrawal. States that differ only in the names of the
-releases are one state. The promises are stated here again on purpose: the checker must not
+two releases also a retry and an upgrade that voids what was measured, or a withdrawal. A wish changes at any time:
+every world is visited under every wish. States that differ only in the names of the
+releases are one state: which release comes first by name decides only what is cleared away first, and there each may
+be the first. The promises are stated here again on purpose: the checker must not
 borrow the planner's own idea of the goal.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, product
 from types import ModuleType
 from typing import NamedTuple
 
@@ -25,6 +27,16 @@ class Candidate:
         return self.name
 
 
+class Name(str):
+    """The name of a release; the checker chooses which is the first."""
+
+    __slots__ = ()
+    first = "a"
+
+    def __lt__(self, other: str) -> bool:
+        return (self != Name.first, str(self)) < (other != Name.first, str(other))
+
+
 class Spot:
     """A place, made once."""
 
@@ -32,14 +44,14 @@ class Spot:
         self.ref, self.candidate, self.number = ref, candidate, number
 
     def __lt__(self, other: "Spot") -> bool:
-        return self.number < other.number
+        return self.number < other.number if self.ref == other.ref else self.ref < other.ref
 
     def __repr__(self) -> str:
         return f"{self.ref} on {self.candidate}"
 
 
 Ref = str
-REFS = ("a", "b", "c")
+REFS = (Name("a"), Name("b"), Name("c"))
 CANDIDATES = (Candidate("quick", 10.0, builds=False), Candidate("engine", 20.0, builds=True))
 SPOTS = {(ref, one): Spot(ref, one, number) for number, (ref, one) in enumerate(product(REFS, CANDIDATES))}
 PLACES = {ref: tuple(SPOTS[ref, one] for one in CANDIDATES) for ref in REFS}
@@ -51,25 +63,31 @@ def place_at(ref: str, candidate: Candidate) -> Spot:
 
 
 SOAK_S = 1.0
-LONGEST_WAY = 60  # steps from any state to rest
+SEATS = {"availability": 3, "resource": 1}
+
+
+class World(NamedTuple):
+    """What the planner observes, in a form that is copied quickly; fields and defaults are those of `plan.Observed`."""
+
+    copies: Mapping[Ref, object] = {}
+    seats: Mapping[Spot, bool] = {}
+    serving: Spot | None = None
+    serving_since: float = 0.0
+    fallback: Spot | None = None
+    last_good: Spot | None = None
+    passed: Mapping[Spot, float] = {}
+    failed: frozenset[Spot] = frozenset()
+    rejected: frozenset[Ref] = frozenset()
+    not_before: Mapping[Ref, float] = {}
 
 
 class Broken(AssertionError):  # noqa: N818  what it says
     """A promise of the planner does not hold."""
 
 
-class Move(NamedTuple):
-    """One edge: what happened, the step of the planner if it was one, and the state after it."""
-
-    what: str
-    step: object
-    wish: Ref | None
-    world: object
-
-
 @dataclass
 class Census:
-    """How much of the world was seen."""
+    """How much of the world was seen: a state is a world under a wish."""
 
     states: int = 0
     moves: int = 0
@@ -85,50 +103,68 @@ def explore(
     Raises:
         Broken: a promise does not hold; says which and where.
     """
-    census = Census()
-    start = (None, plan.Observed(), "begin")
-    seen, todo = {hash(key(*start[:2]))}, deque([start])
+    Name.first = REFS[0]
+    census, ends = Census(), {}
+    seen, todo = {nameless(code(World()))}, deque([numbered(World())])
     while todo and (limit is None or census.states < limit):
-        wish, world, came_by = todo.popleft()
-        census.states += 1
-        if came_by != "step":  # else it lies on a way to rest that was checked
-            check_rest(plan, swap, wish, world)
-        for move in moves(plan, swap, wish, world, refs, more):
+        world, number = todo.popleft()
+        came = {None: [*map(numbered, events(world, refs, more))]}  # by step; None: by itself
+        for wish in wishes(number, refs):
+            census.states += 1
+            taken = [*steps(plan, swap, wish, world)]
+            for step in taken:
+                if step not in came:
+                    came[step] = [*map(numbered, (succeed(plan, world, step), *fail(plan, world, step)))]
+                check_step(plan, swap, wish, world, step, came[step][0][0])
+            onward = came[taken[0]][0] if taken else (world, number)
+            end = ends[number + WISHED[wish]] = rest_of(plan, swap, wish, *onward, ends)
+            check_rest(plan, swap, wish, world, end)
+        for after, number in chain(*came.values()):
             census.moves += 1
-            check_move(plan, swap, wish, world, move)
-            mark = hash(key(move.wish, move.world))
-            if mark not in seen:
+            promise(len(after.seats) <= SEATS[swap], "at most three seats, one under resource", world, after)
+            if (mark := nameless(number)) not in seen:
                 seen.add(mark)
-                todo.append((move.wish, move.world, move.what))
+                todo.append((after, number))
     return census
 
 
-def moves(
-    plan: ModuleType, swap: object, wish: Ref | None, world: object, refs: tuple[Ref, ...], more: Iterable[str]
-) -> Iterator[Move]:
-    """Everything that can happen now."""
-    step = plan.next_step(plan.Desired(wish, swap, SOAK_S), world, 0.0)
+def wishes(number: int, refs: tuple[Ref, ...]) -> Iterator[Ref | None]:
+    """What may be wished for: nothing, or a release; one of those that differ only by name."""
+    alike = {number >> SHIFT[ref] & LINE: ref for ref in reversed(refs)}
+    yield from (None, *alike.values())
+
+
+def steps(plan: ModuleType, swap: object, wish: Ref | None, world: World) -> Iterator[object]:
+    """What the planner does next; what is cleared away goes in the order of names, so each is the first once."""
+    desired = plan.Desired(wish, swap, SOAK_S)
+    step = plan.next_step(desired, world, 0.0)
     if step is not None:
-        yield Move("step", step, wish, succeed(plan, world, step))
-        yield from (Move("failure", step, wish, after) for after in fail(plan, world, step))
-    yield from (Move("wish", None, other, world) for other in (None, *refs) if other != wish)
-    yield from (Move("crash", None, wish, after) for after in crashes(world))
+        yield step
+    if isinstance(step, plan.Unload | plan.Delete | plan.Reject):
+        for Name.first in sorted({*world.copies, *(seat.ref for seat in world.seats)} - {REFS[0]}):
+            yield plan.next_step(desired, world, 0.0)
+        Name.first = REFS[0]
+
+
+def events(world: World, refs: tuple[Ref, ...], more: Iterable[str]) -> Iterator[World]:
+    """The worlds after all that happens by itself."""
+    yield from crashes(world)
     if world.seats or world.serving:
-        yield Move("restart", None, wish, replace(world, seats={}, serving=None, fallback=None))
+        yield world._replace(seats={}, serving=None, fallback=None)  # the runner starts again
     if "withdrawal" in more:
-        yield from (Move("withdrawal", None, wish, withdraw(world, ref)) for ref in refs if ref not in world.rejected)
+        yield from (withdraw(world, ref) for ref in refs if ref not in world.rejected)
     if "retry" in more and (world.failed or world.rejected):
-        yield Move("retry", None, wish, replace(world, failed=frozenset(), rejected=frozenset()))
+        yield world._replace(failed=frozenset(), rejected=frozenset())
     if "upgrade" in more and world.passed:  # a new driver: what was measured is void, and no seat has lived through it
-        yield Move("upgrade", None, wish, replace(world, seats={}, serving=None, fallback=None, passed={}))
+        yield world._replace(seats={}, serving=None, fallback=None, passed={})
 
 
-def succeed(plan: ModuleType, world: object, step: object) -> object:  # noqa: C901, PLR0911  one case per step
+def succeed(plan: ModuleType, world: World, step: object) -> World:  # noqa: C901, PLR0911  one case per step
     """The world after a step that did what it says."""
     copies, seats = dict(world.copies), dict(world.seats)
     match step:
         case plan.Wait():
-            return replace(world, serving_since=-SOAK_S, not_before={})
+            return world._replace(serving_since=-SOAK_S, not_before={})
         case plan.Fetch(ref):
             copies[ref] = plan.Copy(stored=True)
         case plan.Verify(ref):
@@ -143,21 +179,21 @@ def succeed(plan: ModuleType, world: object, step: object) -> object:  # noqa: C
             seats[place] = True
         case plan.Trial(place):
             seats[place] = True
-            return replace(world, seats=seats, passed={**world.passed, place: place.candidate.speed})
+            return world._replace(seats=seats, passed={**world.passed, place: place.candidate.speed})
         case plan.Promote(place, fallback):
-            return replace(world, serving=place, fallback=fallback, serving_since=0.0)
+            return world._replace(serving=place, fallback=fallback, serving_since=0.0)
         case plan.Confirm(place):
-            return replace(world, last_good=place)
+            return world._replace(last_good=place)
         case plan.Unload(place):
             return without(world, place)
-    return replace(world, copies=copies, seats=seats)
+    return world._replace(copies=copies, seats=seats)
 
 
-def fail(plan: ModuleType, world: object, step: object) -> Iterator[object]:
+def fail(plan: ModuleType, world: World, step: object) -> Iterator[World]:
     """The worlds after a step that did not."""
     match step:
         case plan.Fetch(ref):
-            yield replace(world, not_before={ref: 1.0})
+            yield world._replace(not_before={ref: 1.0})
             yield reject(world, ref)
         case plan.Verify(ref):
             yield reject(world, ref)
@@ -165,56 +201,52 @@ def fail(plan: ModuleType, world: object, step: object) -> Iterator[object]:
             yield condemn(world, place)
 
 
-def reject(world: object, ref: Ref) -> object:
-    return replace(forget(world, ref), rejected=world.rejected | {ref})
+def reject(world: World, ref: Ref) -> World:
+    return forget(world, ref)._replace(rejected=world.rejected | {ref})
 
 
-def withdraw(world: object, ref: Ref) -> object:
+def withdraw(world: World, ref: Ref) -> World:
     """Seats and files are as they were; the release is out, and is no last good one any more (core/slot.py)."""
     good = world.last_good
-    return replace(
-        world,
+    return world._replace(
         rejected=world.rejected | {ref},
         last_good=None if good is not None and good.ref == ref else good,
     )
 
 
-def forget(world: object, ref: Ref) -> object:
+def forget(world: World, ref: Ref) -> World:
     """The files are gone, and with them what was measured."""
-    return replace(
-        world,
+    return world._replace(
         copies={one: copy for one, copy in world.copies.items() if one != ref},
         passed={place: fps for place, fps in world.passed.items() if place.ref != ref},
         failed=frozenset(place for place in world.failed if place.ref != ref),
     )
 
 
-def condemn(world: object, place: Spot) -> object:
+def condemn(world: World, place: Spot) -> World:
     """The seat is gone and its candidate is out; if it served, the runner has fallen back by itself."""
     passed = {one: fps for one, fps in world.passed.items() if one != place}
-    return replace(without(world, place), failed=world.failed | {place}, passed=passed)
+    return without(world, place)._replace(failed=world.failed | {place}, passed=passed)
 
 
-def without(world: object, place: Spot) -> object:
+def without(world: World, place: Spot) -> World:
     seats = {one: proven for one, proven in world.seats.items() if one != place}
     fallback = world.fallback if world.fallback != place else None
     if world.serving != place:
-        return replace(world, seats=seats, fallback=fallback)
-    return replace(world, seats=seats, serving=fallback, fallback=None)
+        return world._replace(seats=seats, fallback=fallback)
+    return world._replace(seats=seats, serving=fallback, fallback=None)
 
 
-def crashes(world: object) -> Iterator[object]:
+def crashes(world: World) -> Iterator[World]:
     if world.serving is not None and world.serving != world.last_good:  # a gate was missed during the soak
         passed = {one: fps for one, fps in world.passed.items() if one != world.serving}
-        yield replace(world, failed=world.failed | {world.serving}, passed=passed)
+        yield world._replace(failed=world.failed | {world.serving}, passed=passed)
     for place in world.seats:
         yield condemn(world, place) if place == world.serving else without(world, place)
 
 
-def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, move: Move) -> None:
-    """The promises that hold at every single move."""
-    after, step, available = move.world, move.step, swap is plan.Swap.AVAILABILITY
-    promise(len(after.seats) <= (3 if available else 1), "at most three seats, one under resource", wish, world, step)
+def check_step(plan: ModuleType, swap: object, wish: Ref | None, world: World, step: object, after: World) -> None:
+    """The promises that hold at every single step; `after` it succeeded."""
     if isinstance(step, plan.Promote):
         ref = step.place.ref
         ready = world.copies[ref].verified and step.place in world.passed and world.seats.get(step.place)
@@ -242,7 +274,7 @@ def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, 
         kept = {place.ref for place in (world.serving, world.last_good) if place is not None}
         promise(step.release not in kept, "what serves and the last good one are never deleted", wish, world, step)
     was_sound = world.serving is not None and sound_place(world, world.serving)
-    if available and step is not None and was_sound and wish is not None and step_is_ours(move):
+    if swap is plan.Swap.AVAILABILITY and was_sound and wish is not None:
         promise(after.serving is not None, "availability never goes dark in a swap", wish, world, step)
     if world.serving is None and isinstance(step, plan.Fetch) and world.last_good is not None:
         good = world.last_good.ref
@@ -252,15 +284,11 @@ def check_move(plan: ModuleType, swap: object, wish: Ref | None, world: object, 
         promise(not could, "the last good release needs no network", wish, world, step)
 
 
-def step_is_ours(move: Move) -> bool:
-    return move.what == "step"
-
-
-def sound_place(world: object, place: Spot) -> bool:
+def sound_place(world: World, place: Spot) -> bool:
     return place not in world.failed and place.ref not in world.rejected
 
 
-def may_serve(plan: ModuleType, swap: object, world: object, ref: Ref) -> bool:
+def may_serve(plan: ModuleType, swap: object, world: World, ref: Ref) -> bool:
     """Whether a release may still come to serve when every later step succeeds."""
     if ref in world.rejected:
         return False
@@ -272,20 +300,28 @@ def may_serve(plan: ModuleType, swap: object, world: object, ref: Ref) -> bool:
     return len(out) < len(PLACES[ref])
 
 
-def check_rest(plan: ModuleType, swap: object, wish: Ref | None, world: object) -> None:
-    """When every step from here succeeds, the slot comes to rest on the right release with nothing left over."""
+def rest_of(
+    plan: ModuleType, swap: object, wish: Ref | None, world: World, number: int, ends: dict[int, World]
+) -> World:
+    """Where the slot comes to rest when every step from here succeeds; `ends`: what is known of it by state."""
+    desired, way = plan.Desired(wish, swap, SOAK_S), []
+    while (state := number + WISHED[wish]) not in ends:
+        promise(state not in way, "it comes to rest", wish, world)
+        way.append(state)
+        step = plan.next_step(desired, world, 0.0)
+        if step is None:
+            ends[state] = world
+        else:
+            world, number = numbered(succeed(plan, world, step))
+    ends.update(dict.fromkeys(way, ends[state]))
+    return ends[state]
+
+
+def check_rest(plan: ModuleType, swap: object, wish: Ref | None, world: World, end: World) -> None:
+    """The slot comes to rest on the right release with nothing left over."""
     good = world.last_good.ref if world.last_good else None
     loaded = [place.ref for place in (world.serving, world.fallback) if place and sound_place(world, place)]
     choices = (wish, good, *loaded) if wish is not None else ()
-    desired = plan.Desired(wish, swap, SOAK_S)
-    end = world
-    for _ in range(LONGEST_WAY):
-        step = plan.next_step(desired, end, 0.0)
-        if step is None:
-            break
-        end = succeed(plan, end, step)
-    else:
-        raise Broken(f"it does not come to rest: {wish} {world}")
     # A release whose files were removed may turn out to have no candidate left only when it is verified again.
     want = next((ref for ref in choices if ref and may_serve(plan, swap, end, ref)), None)
     serving = end.serving.ref if end.serving else None
@@ -308,18 +344,40 @@ def promise(holds: object, what: str, *where: object) -> None:
         raise Broken(f"{what}: {where}")
 
 
-def key(wish: Ref | None, world: object) -> tuple[object, ...]:
-    """The state, the same for every renaming of the releases; as small numbers, for there are many."""
-    return (*sorted([line(wish, world, ref) for ref in REFS]), world.serving_since)
+# --- states as numbers ---------------------------------------------------------------------------------------------
+# A line of bits for each release: what is there of it, and seven bits for each of its places.
+
+PLACE_BITS = 7
+LINE_BITS = 6 + PLACE_BITS * len(CANDIDATES)
+LINE = (1 << LINE_BITS) - 1
+SHIFT = {ref: LINE_BITS * number for number, ref in enumerate(REFS)}
+STORED, _, REJECTED, LATER, WISHED, _ = ({ref: 1 << bit + SHIFT[ref] for ref in REFS} for bit in range(6))
+LOADED, _, PASSED, FAILED, SERVING, FALLBACK, LAST_GOOD = (
+    {spot: 1 << SHIFT[ref] + 6 + PLACE_BITS * number + bit for ref in REFS for number, spot in enumerate(PLACES[ref])}
+    for bit in range(PLACE_BITS)
+)
+WISHED[None] = 0
+SOAKED = 1 << LINE_BITS * len(REFS)
 
 
-def line(wish: Ref | None, world: object, ref: Ref) -> int:
-    """All that is so of one release."""
-    copy = world.copies.get(ref)
-    bits = 0 if copy is None else 1 + copy.verified
-    bits = bits << 3 | (wish == ref) << 2 | (ref in world.rejected) << 1 | (ref in world.not_before)
-    for place in PLACES[ref]:
-        bits = bits << 2 | world.seats.get(place, 2)
-        bits = bits << 2 | (place in world.passed) << 1 | (place in world.failed)
-        bits = bits << 3 | (place is world.serving) << 2 | (place is world.fallback) << 1 | (place is world.last_good)
-    return bits
+def code(world: World) -> int:
+    """All that is so, as one number."""
+    number = sum(map(REJECTED.__getitem__, world.rejected)) + sum(map(FAILED.__getitem__, world.failed))
+    number += sum(map(PASSED.__getitem__, world.passed)) + sum(map(LATER.__getitem__, world.not_before))
+    for ref, copy in world.copies.items():
+        number += STORED[ref] << copy.verified
+    for spot, proven in world.seats.items():
+        number += LOADED[spot] << proven
+    for spots, spot in ((SERVING, world.serving), (FALLBACK, world.fallback), (LAST_GOOD, world.last_good)):
+        if spot is not None:
+            number += spots[spot]
+    return number + SOAKED * (world.serving_since != 0.0)
+
+
+def numbered(world: World) -> tuple[World, int]:
+    return world, code(world)
+
+
+def nameless(number: int) -> tuple[int, ...]:
+    """The same for every renaming of the releases."""
+    return (*sorted(number >> shift & LINE for shift in SHIFT.values()), number & SOAKED)

@@ -2,20 +2,24 @@
 
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from agent.adapters.archive import ArchiveStore
 from agent.adapters.tuf_client import TufClient
 from agent.core.documents import to_json
 from agent.core.errors import InputError, TrustError
+from agent.trust.listing import delta_path
 from agent.trust.policy import POLICY_PATH, WITHDRAWN_PATH
 from fleet.deploy import deploy
 from fleet.export import export
 from fleet.policy import propose_withdrawal, put_withdrawal, set_policy
+from fleet.publish import newest_publics, publish
 from fleet.repository import key_of
 from fleet.signing import signed
 from provisioning.keys import init_group
-from tests.fleet.desk import NEW, NOW, OLD, OTHER
+from tests.fleet.desk import NEW, NOW, OLD, OTHER, checked
+from tests.fleet.test_delta import model
 
 
 @pytest.fixture
@@ -75,6 +79,34 @@ def test_a_release_can_be_added(site, tmp_path):
     names, archive, _ = made(site, tmp_path, releases=[OLD])
     assert names == tuple(sorted((NEW, OLD)))
     assert any(OLD in key for key in archive._entries)
+
+
+def test_the_deltas_to_a_release_go_along(desk, tmp_path):
+    """A device that holds the release before takes fewer bytes from a stick, too; a delta to another release stays out."""
+    older = [
+        checked(f"face_detection_retinaface_widerface_2025010{day}", weights=model(tensors(day))) for day in (1, 2)
+    ]
+    newer = checked(NEW, weights=model(tensors(1) | tensors(2)))
+    publics = newest_publics(desk.keyring, ["g1"])
+    first = publish(desk.repository, older[0], publics, now=NOW)
+    second = publish(desk.repository, older[1], publics, bases=older[:1], now=NOW)
+    publish(desk.repository, newer, publics, bases=older, now=NOW)
+    deploy(desk.repository, desk.keyring, "g1", "face_detection", NEW, now=NOW)
+    _, archive, _ = made(desk, tmp_path)
+    trusted = TufClient(tmp_path / "device", archive, desk.keyring.root(), lambda _: None).refresh(NOW)
+    for base in (first, second):
+        delta = trusted.find(delta_path(NEW, base.digest))
+        assert len(archive.read(delta.key, delta.length)) == delta.length
+    other = trusted.find(delta_path(older[1].name, first.digest))
+    assert other is not None
+    assert other.key not in archive._entries
+
+
+def tensors(seed):
+    """Weights that are the same wherever the seed is the same, beside some that always are."""
+    return {
+        f"layer{number}": np.random.default_rng(number).normal(size=20_000).astype("<f4") for number in (0, 10 * seed)
+    }
 
 
 @pytest.mark.parametrize(
