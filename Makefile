@@ -25,6 +25,7 @@ demo: env
 test: env
 	tools/mosquitto.sh
 	-tools/strace.sh
+	-tools/perf_analyzer.sh
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else

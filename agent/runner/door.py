@@ -34,9 +34,12 @@ from agent.runner.open_inference import (
     config_document,
     model_document,
     read_region,
-    stats_document,
+    read_terms,
+    stats_entry,
+    version_of,
     write_response,
 )
+from agent.runner.queue import LateError
 from agent.runner.regions import Regions
 from agent.runner.slots import Answered, Asked, Slot
 from agent.runner.wire import Wire
@@ -47,7 +50,7 @@ PROBE = "edge-probe"  # header or parameter of a request that is no client's
 
 log = logging.getLogger("edge-runner")
 
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
+_MODEL = re.compile(r"/v2/models/(?!stats$)([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
 _REGION = re.compile(r"/v2/systemsharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
 
 
@@ -175,6 +178,9 @@ class Door:
             case "/v2/health/ready":
                 allow(ask, "GET")
                 return self._readiness()
+            case "/v2/models/stats":
+                allow(ask, "GET")
+                return {"model_stats": [one for slot in self._slots.values() for one in stats_of(slot, None)]}
             case "/v2/repository/index":
                 allow(ask, "POST")
                 return [index_entry(slot) for slot in self._slots.values()]
@@ -203,16 +209,18 @@ class Door:
         self.requests += 1
         json_length = check_lengths(ask)
         try:
-            lane = await slot.lanes.take(slot.hold_s)
-        except TimeoutError:
+            lane = slot.lanes.take()
+        except TransferError as error:
             self.refused += 1
-            raise unavailable(f"{slot.name}: as many requests as it takes are inside already", 1) from None
+            raise unavailable(f"{slot.name}: {error}", 1) from error
         try:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
             request = await receive(wire, ask, lane, json_length, self.regions)
             is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
-            answered = await slot.infer(lane, partial(asked, request, slot, version), arrived, is_probe=is_probe)
+            terms = read_terms(request.document.parameters, arrived)
+            orders = partial(asked, request, slot, version)
+            answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
             outputs, head = outputs_of(lane, answered.ran), response_head(slot, answered)
             for output, content in outputs:
                 if output.name in request.targets:
@@ -229,7 +237,7 @@ class Door:
         except InputError as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except TransferError as error:
-            self.refused += 1
+            self.refused += not isinstance(error, LateError)  # that one is the client's own wish
             raise unavailable(str(error), slot.hold_s) from error
         except BackendError as error:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
@@ -292,11 +300,6 @@ def check_version(slot: Slot, name: str, version: str | None) -> None:
         raise OtherVersionError(f"{slot.name} serves version {serving}; version {version} is not here")
 
 
-def version_of(name: str) -> str:
-    """The date in a release's name."""
-    return name.rpartition("_")[2]
-
-
 def platform_of(place: Place) -> str:
     """What a place computes with, as Triton would say it."""
     return f"{place.candidate.backend}_onnx"
@@ -331,6 +334,8 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
         HttpError: no model serves.
         OtherVersionError: another version does.
     """
+    if what == "stats":
+        return {"model_stats": stats_of(slot, version)}
     seat = slot.serving
     if seat is None:
         raise unavailable(f"{slot.name}: no model serves at the moment", slot.hold_s)
@@ -341,12 +346,19 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
             return {"name": slot.name, "ready": True}
         case "config":
             return config_document(slot.name, platform_of(seat.place), metadata)
-        case "stats":
-            tally = slot.tally
-            counts = (tally.requests - tally.errors, tally.errors)
-            last = time.time() - time.monotonic() + tally.last if tally.last else 0.0
-            return stats_document(slot.name, version_of(name), counts, (tally.seconds, tally.busy_s), last)
     return model_document(slot.name, version_of(name), platform_of(seat.place), metadata)
+
+
+def stats_of(slot: Slot, version: str | None) -> list[Any]:
+    """The statistics of one version, or of all that are loaded and have served.
+
+    Raises:
+        OtherVersionError: that one has not.
+    """
+    found = {version_of(name): one for name, one in slot.statistics.items()}
+    if version is not None and version not in found:
+        raise OtherVersionError(f"{slot.name}: version {version} has no statistics; there are {sorted(found)}")
+    return [stats_entry(slot.name, one, found[one]) for one in found if version in {None, one}]
 
 
 def index_entry(slot: Slot) -> dict[str, str]:

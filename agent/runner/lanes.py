@@ -1,34 +1,40 @@
 """A lane: a pair of arenas, shared with a seat, that carries one request and its answer.
 
-1. A slot has LANES of them: that many requests are inside at once, the next ones wait at the door. This is the
-   only queue.
+1. A slot has LANES of them: that many requests are inside at once, waiting or being computed; the next one is
+   refused. So is one for which the others leave no memory.
 2. The client's bytes are received into the request arena, and sent from the answer arena: no copy in between.
 3. A lane is free again when the seat has answered (or is dead) and the client has all of the answer, not before.
 4. Arenas grow with the requests. One that grew past KEPT_BYTES is given back with its request.
 """
 
-import asyncio
-from collections import deque
+from collections.abc import Callable
 
 from agent.adapters.channel import close_all
 from agent.adapters.memory_file import arena, grow, map_shared, size
+from agent.core.errors import TransferError
 
-LANES = 16  # cameras on one device that send at the same time; each lane holds one frame
+LANES = 64  # four times the cameras of a large device; each lane holds one frame
 FIRST_BYTES = 64 * 1024
-KEPT_BYTES = 16 * 1024**2  # a 1280 x 1280 float frame is 19.7 MB, a 640 x 640 one 4.9 MB
+KEPT_BYTES = 8 * 1024**2  # a 640 x 640 float frame is 4.9 MB
+ALL_BYTES = 1024**3  # of all requests in a slot; the largest request alone is an eighth of it
 
 
 class Lane:
     """Two arenas; this side's mappings follow their growth."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, reserve: Callable[[int], None]) -> None:
+        self.number, self._reserve = number, reserve
         self.descriptors = (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES))
         self._request, self._answer = (map_shared(one) for one in self.descriptors)
 
     def request(self, start: int, length: int) -> memoryview:
-        """A place for a request's bytes."""
+        """A place for a request's bytes.
+
+        Raises:
+            TransferError: there is no memory for it.
+        """
         if start + length > len(self._request):
+            self._reserve(start + length - len(self._request))
             grow(self.descriptors[0], start + length)
             self._request = map_shared(self.descriptors[0])
         return memoryview(self._request)[start : start + length]
@@ -46,48 +52,41 @@ class Lane:
 
     def close(self) -> None:
         """Gives the descriptors back; the memory goes with the last view of it."""
+        self._reserve(FIRST_BYTES - len(self._request))
         close_all(self.descriptors)
 
 
 class Lanes:
     """The lanes of one slot."""
 
-    def __init__(self, count: int = LANES) -> None:
-        self._unused = list(range(count))
+    def __init__(self) -> None:
+        self._unused = list(reversed(range(LANES)))
         self._free: list[Lane] = []  # last in, first out: its pages are there already
-        self._waiting: deque[asyncio.Future[Lane]] = deque()
+        self._left = ALL_BYTES
 
-    async def take(self, patience_s: float) -> Lane:
+    def take(self) -> Lane:
         """A lane of one's own, until it is given back.
 
         Raises:
-            TimeoutError: none came free in time.
+            TransferError: as many requests are inside as may be.
         """
         if self._free:
             return self._free.pop()
-        if self._unused:
-            return Lane(self._unused.pop())
-        turn: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(patience_s):
-                return await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self.give_back(turn.result())
-            raise
+        if not self._unused:
+            raise TransferError(f"the queue is full: {LANES} requests wait or are being answered")
+        return Lane(self._unused.pop(), self._reserve)
 
     def give_back(self, lane: Lane) -> None:
         """Lets the next request have it."""
         if lane.is_large:
             lane.close()
-            lane = Lane(lane.number)
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(lane)
-                return
+            lane = Lane(lane.number, self._reserve)
         self._free.append(lane)
+
+    def _reserve(self, more: int) -> None:
+        if more > self._left:
+            raise TransferError(f"the requests that wait take all of the {ALL_BYTES} bytes that there are for them")
+        self._left -= more
 
     def close(self) -> None:
         """Gives back the lanes that are free."""

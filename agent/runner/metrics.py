@@ -1,13 +1,20 @@
-"""The runner's figures in Prometheus' text format. Read when asked for; nothing is counted twice."""
+"""The runner's figures in Prometheus' text format. Read when asked for; nothing is counted twice.
 
-from collections.abc import Iterable, Mapping
+1. Names with `edge_` judge the device: of slots and seats, since the promotion.
+2. Names with `nv_inference_` are Triton's, to the letter and without the ending of a counter, and mean what they
+   mean there: of each version of a model, since the start. What reads Triton's figures reads these.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
 from agent.core.messages import SlotFacts
+from agent.runner.open_inference import version_of
 from agent.runner.slots import Slot
+from agent.runner.tally import Statistics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LABELS = ("slot", "release")
@@ -17,6 +24,15 @@ COUNTED = (  # of a slot that serves: where its counters hold it
     (CounterMetricFamily, "edge_slot_not_finite", "Answers with NaN or Inf", "not_finite"),
     (CounterMetricFamily, "edge_slot_busy_seconds", "Seconds inside the model", "busy_s"),
     (GaugeMetricFamily, "edge_slot_offered_fps", "Requests per second just now", "offered_fps"),
+)
+TRITON: tuple[tuple[str, str, Callable[[Statistics], float]], ...] = (
+    ("request_success", "Requests that were answered", lambda one: one.answered),
+    ("count", "Inferences", lambda one: one.answered),
+    ("exec_count", "Executions of the model", lambda one: one.answered),
+    ("request_duration_us", "From a request's head to its answer", lambda one: one.answered_s * 1e6),
+    ("queue_duration_us", "Waiting", lambda one: one.queue_s * 1e6),
+    ("compute_input_duration_us", "Receiving", lambda one: one.input_s * 1e6),
+    ("compute_infer_duration_us", "Inside the model", lambda one: one.infer_s * 1e6),
 )
 QUANTILES = {"0.5": "p50", "0.95": "p95", "0.99": "p99"}
 
@@ -31,6 +47,7 @@ class _Figures(Collector):
         facts = {name: slot.facts() for name, slot in self._slots.items()}
         yield from _of_slots(facts)
         yield from _of_those_that_serve(facts)
+        yield from _as_triton_tells(self._slots)
 
 
 def exposition(slots: Mapping[str, Slot], requests: int, refused: int) -> bytes:
@@ -65,3 +82,22 @@ def _of_those_that_serve(facts: Mapping[str, SlotFacts]) -> Iterable[Metric]:
             for quantile, value in QUANTILES.items():
                 latency.add_metric((*labels, quantile), getattr(counters.latency_ms, value))
     yield latency
+
+
+def _as_triton_tells(slots: Mapping[str, Slot]) -> Iterable[Metric]:
+    counted = {(slot.name, version_of(name)): one for slot in slots.values() for name, one in slot.statistics.items()}
+    labels = ("model", "version")
+    for name, meaning, value in TRITON:
+        family = UnknownMetricFamily(f"nv_inference_{name}", meaning, labels=labels)
+        for of, one in counted.items():
+            family.add_metric(of, value(one))
+        yield family
+    failed = UnknownMetricFamily("nv_inference_request_failure", "Requests that failed", labels=(*labels, "reason"))
+    for of, one in counted.items():
+        failed.add_metric((*of, "BACKEND"), one.failed)
+        failed.add_metric((*of, "REJECTED"), one.late)
+    pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait", labels=labels)
+    for slot in slots.values():
+        if slot.serving is not None:
+            pending.add_metric((slot.name, version_of(slot.serving.place.ref.name)), slot.waiting)
+    yield from (failed, pending)

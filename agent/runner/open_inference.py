@@ -24,7 +24,9 @@ from agent.core.errors import InputError
 from agent.core.messages import Slice
 from agent.core.release import Config, Dtype, Metadata, Tensor
 from agent.runner.frame import frame_shape
+from agent.runner.queue import PRIORITY, Terms
 from agent.runner.regions import Registered, Size, Span
+from agent.runner.tally import Statistics
 
 DATATYPES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"} | {
     name.upper(): name for name in get_args(Dtype) if "int" in name
@@ -45,6 +47,13 @@ class InputTensor(msgspec.Struct):
     datatype: str
     data: Any = None
     parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Waiting(msgspec.Struct):
+    """What a request's parameters say of its waiting. 0 is as if nothing were said."""
+
+    priority: Size = 0
+    timeout: Size = 0  # microseconds
 
 
 class OutputTensor(msgspec.Struct):
@@ -140,7 +149,23 @@ def _span(what: str, parameters: Mapping[str, Any]) -> Span | None:
         raise InputError(f"{what}: its place in a shared memory region: {error}") from error
 
 
+def read_terms(parameters: Mapping[str, Any], arrived: float) -> Terms:
+    """How long a request waits, and whom it lets pass.
+
+    Raises:
+        InputError: its parameters say nonsense.
+    """
+    try:
+        said = msgspec.convert(parameters, Waiting)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the request's parameters: {error}") from error
+    deadline = arrived + said.timeout / 1e6 if said.timeout else math.inf
+    return Terms(said.priority or PRIORITY, deadline)
+
+
 def _dtype(tensor: InputTensor) -> "np.dtype[Any]":
+    if tensor.datatype == "BYTES":
+        raise InputError(f"input {tensor.name}: no model takes BYTES: a release has tensors of numbers alone")
     if tensor.datatype not in DATATYPES:
         raise InputError(f"input {tensor.name}: datatype {tensor.datatype!r} is not one of {', '.join(DATATYPES)}")
     return np.dtype(DATATYPES[tensor.datatype])
@@ -167,7 +192,11 @@ def _numbers(tensor: InputTensor, dtype: "np.dtype[Any]") -> NDArray[Any]:
     except ValueError as error:
         raise InputError(f"input {tensor.name}: its data is not a regular array") from error
     kinds = {"b": "b", "u": "biu", "i": "biu", "f": "biuf"}[dtype.kind]
-    if given.size and given.dtype.kind not in kinds:
+    fits = given.dtype.kind in kinds
+    if dtype == np.uint64 and given.dtype.kind == "f":  # what numpy makes of integers on both sides of 2**63
+        given = np.asarray(tensor.data, object)
+        fits = all(isinstance(one, int) for one in given.flat)
+    if given.size and not fits:
         raise InputError(f"input {tensor.name}: its data does not hold {tensor.datatype} numbers alone")
     if given.size != math.prod(tensor.shape):
         shape = list(tensor.shape)
@@ -241,6 +270,11 @@ def write_response(
     return msgspec.json.encode({**head, **identity, "outputs": tensors}), binary
 
 
+def version_of(name: str) -> str:
+    """The date in a release's name, which is the version of a model."""
+    return name.rpartition("_")[2]
+
+
 def model_document(slot: str, version: str, platform: str, metadata: Metadata) -> dict[str, Any]:
     """What a client asks first: the model's tensors."""
     return {
@@ -272,31 +306,32 @@ def _config_tensor(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "data_type": f"TYPE_{NAMES[tensor.dtype]}", "dims": tensor.shape}
 
 
-def stats_document(slot: str, version: str, counts: tuple[int, int], seconds: tuple[float, float], last: float) -> Any:
-    """Counts as Triton's statistics: (answered, failed), (clients' waiting, seat's work), Unix time of the last."""
-    answered, failed = counts
-    waiting, work = (round(one * 1e9) for one in seconds)
+def stats_entry(slot: str, version: str, counted: Statistics) -> dict[str, Any]:
+    """One version's statistics as Triton writes them; a request is one inference and one execution."""
 
-    def entry(count: int, nanoseconds: int) -> dict[str, int]:
-        return {"count": count, "ns": nanoseconds}
+    def entry(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": round(seconds * 1e9)}
 
-    inference = {
-        "success": entry(answered, waiting),
-        "fail": entry(failed, 0),
-        "queue": entry(answered, max(0, waiting - work)),
-        "compute_input": entry(answered, 0),
-        "compute_infer": entry(answered, work),
-        "compute_output": entry(answered, 0),
-        "cache_hit": entry(0, 0),
-        "cache_miss": entry(0, 0),
+    answered = counted.answered
+    computed = {
+        "compute_input": entry(answered, counted.input_s),
+        "compute_infer": entry(answered, counted.infer_s),
+        "compute_output": entry(answered, 0.0),
     }
-    model = {
+    inference = {
+        "success": entry(answered, counted.answered_s),
+        "fail": entry(counted.failed + counted.late, counted.failed_s),
+        "queue": entry(answered, counted.queue_s),
+        **computed,
+        "cache_hit": entry(0, 0.0),
+        "cache_miss": entry(0, 0.0),
+    }
+    return {
         "name": slot,
         "version": version,
-        "last_inference": round(last * 1000),
+        "last_inference": round(counted.last * 1000),
         "inference_count": answered,
         "execution_count": answered,
         "inference_stats": inference,
-        "batch_stats": [],
+        "batch_stats": [{"batch_size": 1, **computed}] if answered else [],
     }
-    return {"model_stats": [model]}

@@ -70,6 +70,7 @@ class Seat:
         self.held = held
         self.state = "loading"
         self.has_served = False  # clients' requests may be inside
+        self.inside = 0  # of them, as the slot counts
         self.load_deadline_s = 0.0
         self._lost = lost
         self._process: asyncio.subprocess.Process | None = None

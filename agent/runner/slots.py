@@ -29,8 +29,9 @@ from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, Sea
 from agent.core.release import Config, Ref
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lane, Lanes
+from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
 from agent.runner.seats import Seat, SeatEndedError
-from agent.runner.tally import Tally
+from agent.runner.tally import Statistics, Tally
 
 RESTARTS = 3
 RESTARTS_WITHIN_S = 60.0
@@ -64,10 +65,12 @@ class Slot:
         self.fallback: Seat | None = None
         self.order: Promote | None = None
         self.tally = Tally()
+        self.statistics: dict[str, Statistics] = {}  # by the names of releases that are loaded and have served
         self._seats: dict[Place, Seat] = {}
         self._holdings, self._tasks, self._changed, self._count = holdings, tasks, changed, count
         self._since = 0.0
-        self._up = asyncio.Event()
+        self._dark_since = 0.0
+        self._queue = Queue()
         self._faults = 0
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._restarting: Place | None = None
@@ -135,6 +138,8 @@ class Slot:
         seat = self._loaded(order.place)
         fallback = self._seats.get(order.fallback) if order.fallback is not None else None
         self.order = order
+        loaded = {place.ref.name for place in self._seats}
+        self.statistics = {name: one for name, one in self.statistics.items() if name in loaded}
         if seat is not self.serving:
             self.tally = Tally()
             self._serve(seat)
@@ -168,47 +173,72 @@ class Slot:
     # --- requests of clients ---------------------------------------------------------------------------------------
 
     @property
+    def waiting(self) -> int:
+        """How many requests no seat has yet."""
+        return len(self._queue)
+
+    @property
     def hold_s(self) -> float:
-        """How long a request may wait for a seat or a lane."""
+        """How long a request may wait for a seat where none serves."""
         return self.order.hold_s if self.order is not None else 0.0
 
-    async def infer(self, lane: Lane, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool) -> Answered:
+    async def infer(
+        self, lane: Lane, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
+    ) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
         Raises:
             InputError: the request does not fit the model.
             BackendError: the model fails on it.
             TransferError: no seat was there within `hold_s`.
+            LateError: its own deadline passed while it waited.
         """
-        give_up = time.monotonic() + self.hold_s
-        deaths = 0
+        times, deaths = (arrived, time.monotonic()), 0
         while True:
-            seat, tally = await self._lease(give_up), self.tally
+            seat, tally = await self._lease(terms, arrived), self.tally
+            seat.inside += 1
             try:
                 answered = await self._ask(seat, lane, asked)
             except SeatEndedError as error:
                 deaths += error.was_inside
                 if deaths > 1:
-                    self._count_one(tally, arrived, None, is_probe=is_probe)
+                    self._count_one(tally, seat, times, None, is_probe=is_probe)
                     raise BackendError(f"two seats ended on this request; it is not tried again: {error}") from error
             except BackendError:
-                self._count_one(tally, arrived, None, is_probe=is_probe)
+                self._count_one(tally, seat, times, None, is_probe=is_probe)
                 raise
             else:
-                self._count_one(tally, arrived, answered.ran, is_probe=is_probe)
+                self._count_one(tally, answered.seat, times, answered.ran, is_probe=is_probe)
                 return answered
+            finally:
+                seat.inside -= 1
+                self._queue.call()
 
-    async def _lease(self, give_up: float) -> Seat:
-        while self.serving is None:
-            now = time.monotonic()
-            if self.order is None or now >= self._hopeless_at:
-                raise TransferError(f"{self.name}: no model serves, and none is on its way")
-            if now >= give_up:
-                raise TransferError(f"{self.name}: no model serves at the moment; try again")
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(give_up, self._hopeless_at)):
-                    await self._up.wait()
-        return self.serving
+    async def _lease(self, terms: Terms, arrived: float) -> Seat:
+        with self._queue.turn(terms.priority) as turn:
+            while True:
+                now, until = time.monotonic(), terms.deadline
+                if now >= until:
+                    if self.serving is not None:
+                        self.statistics[self.serving.place.ref.name].late += 1
+                    raise LateError(f"{self.name}: the request's timeout passed while it waited with others")
+                if self.serving is None:
+                    until = min(until, self._patience(now, arrived))
+                elif self.serving.inside < DEPTH and self._queue.is_next(turn):
+                    return self.serving
+                turn.called.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(until if until < math.inf else None):
+                        await turn.called.wait()
+
+    def _patience(self, now: float, arrived: float) -> float:
+        """Until when a request waits for a seat to serve at all."""
+        if self.order is None or now >= self._hopeless_at:
+            raise TransferError(f"{self.name}: no model serves, and none is on its way")
+        until = max(arrived, self._dark_since) + self.hold_s
+        if now >= until:
+            raise TransferError(f"{self.name}: no model serves at the moment; try again")
+        return min(until, self._hopeless_at)
 
     async def _ask(self, seat: Seat, lane: Lane, asked: Callable[[Held], Asked]) -> Answered:
         """The seat's answer; or, where that is bad, the fall-back's."""
@@ -238,12 +268,14 @@ class Slot:
         if self._faults >= FAULTS and self.fallback is not None:
             self._note(seat.place, failure, self._fall_back(self.fallback))
 
-    @staticmethod
-    def _count_one(tally: Tally, arrived: float, ran: SeatRan | None, *, is_probe: bool) -> None:
+    def _count_one(
+        self, tally: Tally, seat: Seat, times: tuple[float, float], ran: SeatRan | None, *, is_probe: bool
+    ) -> None:
         if is_probe:
             tally.probe(failed=ran is None or not ran.finite)
-        else:
-            tally.request(arrived, time.monotonic(), ran)
+            return
+        tally.request(times[0], time.monotonic(), ran)
+        self.statistics.setdefault(seat.place.ref.name, Statistics()).request(*times, ran)
 
     # --- the standing order ----------------------------------------------------------------------------------------
 
@@ -344,8 +376,9 @@ class Slot:
         self._faults = 0
         self._since = time.monotonic()
         self.serving = seat
+        self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
-        self._up.set()
+        self._queue.call_all()
         seat.raise_priority()
         self._holdings.served(seat.place.ref)
 
@@ -353,8 +386,8 @@ class Slot:
         if self.fallback is seat:
             self.fallback = None
         if self.serving is seat:
-            self.serving = None
-            self._up.clear()
+            self.serving, self._dark_since = None, time.monotonic()
+            self._queue.call_all()
 
     def _note(self, place: Place, failure: Failure, action: str) -> None:
         incident = Incident(number=next(self._count), at=time.monotonic(), place=place, failure=failure, action=action)

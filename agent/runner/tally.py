@@ -1,11 +1,14 @@
-"""What is counted of a serving seat since it was promoted.
+"""What is counted: of a serving seat since it was promoted, and of a release since the runner started.
 
 1. Probes of our own are counted apart: clients' figures are of clients.
-2. A fault is the seat's even when the fall-back answered in its place: the client was spared, the soak is not.
-3. Capacity is requests / busy_s. The offered rate is beside it, for people.
+2. A tally judges a seat. A fault is the seat's even when the fall-back answered in its place: the client was spared,
+   the soak is not. Capacity is requests / busy_s. The offered rate is beside it, for people.
+3. Statistics tell of a release what its clients got, whichever of its seats they got it from. They only grow.
 """
 
+import time
 from collections import deque
+from dataclasses import dataclass
 
 from agent.core.candidate import Latency
 from agent.core.messages import Counters, SeatRan
@@ -25,8 +28,6 @@ class Tally:
         self.busy_s = 0.0
         self.probes = 0
         self.probe_failures = 0
-        self.seconds = 0.0  # clients' waiting, all together
-        self.last = 0.0
         self._latencies: deque[float] = deque(maxlen=NEWEST)
         self._arrivals: deque[float] = deque(maxlen=ARRIVALS)
 
@@ -38,14 +39,12 @@ class Tally:
     def request(self, arrived: float, now: float, ran: SeatRan | None) -> None:
         """One request of a client; None when the seat could not answer it."""
         self.requests += 1
-        self.last = now
         self._arrivals.append(arrived)
         if ran is None:
             self.errors += 1
             return
         self.busy_s += ran.busy_s
         self.not_finite += not ran.finite
-        self.seconds += now - arrived
         self._latencies.append((now - arrived) * 1000)
 
     def counters(self, now: float) -> Counters:
@@ -60,3 +59,35 @@ class Tally:
             offered_fps=sum(1 for arrived in self._arrivals if arrived > now - OFFERED_S) / OFFERED_S,
             latency_ms=Latency.of(self._latencies) if self._latencies else None,
         )
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Of one release. Seconds are sums over the requests that were answered."""
+
+    answered: int = 0
+    failed: int = 0  # by the model
+    late: int = 0  # their timeout passed in the queue
+    input_s: float = 0.0  # until the request was in its lane
+    queue_s: float = 0.0  # until the seat took it
+    infer_s: float = 0.0
+    failed_s: float = 0.0
+    last: float = 0.0  # Unix time
+
+    @property
+    def answered_s(self) -> float:
+        """All of the time that clients waited for answers."""
+        return self.input_s + self.queue_s + self.infer_s
+
+    def request(self, arrived: float, received: float, ran: SeatRan | None) -> None:
+        """One request of a client that ends now; None when the model failed on it."""
+        now = time.monotonic()
+        self.last = time.time()
+        if ran is None:
+            self.failed += 1
+            self.failed_s += now - arrived
+            return
+        self.answered += 1
+        self.input_s += received - arrived
+        self.queue_s += max(0.0, now - received - ran.busy_s)
+        self.infer_s += ran.busy_s

@@ -187,6 +187,7 @@ class Running:
     folder: Path
     process: asyncio.subprocess.Process | None = None
     tcp: str = ""
+    python: str = sys.executable
 
     @property
     def models(self) -> Path:
@@ -198,7 +199,7 @@ class Running:
 
     def command(self) -> list[str]:
         tcp = ["--tcp", self.tcp] if self.tcp else []
-        return [sys.executable, "-m", "agent.runner.main", "--models", str(self.models), "--door", str(self.door), *tcp]
+        return [self.python, "-m", "agent.runner.main", "--models", str(self.models), "--door", str(self.door), *tcp]
 
     async def agent(self) -> Agent:
         """An agent on a line of its own, as soon as the runner listens."""
@@ -281,9 +282,9 @@ def binary(x: np.ndarray, datatype: str = "FP32", name: str = "x", **headers: st
 
 
 @asynccontextmanager
-async def runner_in(folder: Path, tcp: str = ""):
-    running = Running(folder, tcp=tcp)
-    running.process = await asyncio.create_subprocess_exec(*running.command())
+async def runner_in(folder: Path, tcp: str = "", *words: str, python: str = sys.executable, **who: object):
+    running = Running(folder, tcp=tcp, python=python)
+    running.process = await asyncio.create_subprocess_exec(*running.command(), *words, **who)
     try:
         await (await running.agent()).client.close()
         yield running

@@ -3,11 +3,13 @@
 import asyncio
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from agent.core.messages import Unload
 from tests.runner.conftest import SHAPE, binary, http, release
 
 JSON_REQUEST = {"inputs": [{"name": "x", "shape": SHAPE, "datatype": "FP32", "data": np.ones(SHAPE).tolist()}]}
@@ -147,7 +149,7 @@ def changed(**fields) -> bytes:
         (changed(shape=[-1, 3, 8, 8]), "JSON"),
         (changed(shape=[2**40] * 4), "elements"),
         (changed(datatype="FP64"), "FP32 [1, 3, 8, 8]"),
-        (changed(datatype="BYTES"), "FP32"),
+        (changed(datatype="STRING"), "FP32"),
         (changed(data=["a"] * 192), "numbers"),
         (changed(data=[[1, 2], [3]]), "regular"),
         (changed(data={"a": 1}), "numbers"),
@@ -228,8 +230,38 @@ async def test_figures_for_people(camera, served, x):
     assert {"name": served, "version": "20250601", "state": "READY", "reason": ""} in index
     stats = (await camera.ask("GET", f"/v2/models/{served}/stats")).json["model_stats"][0]
     assert stats["inference_stats"]["success"]["count"] == 3
+    assert stats in (await camera.ask("GET", "/v2/models/stats")).json["model_stats"]
     text = (await camera.ask("GET", "/metrics")).body.decode()
+    label = f'model="{served}",version="20250601"'
+    assert f"nv_inference_request_success{{{label}}} 3.0" in text
+    failed = f'nv_inference_request_failure{{model="{served}",reason="BACKEND",version="20250601"}} 0.0'
+    assert failed in text
+    spent = {name: float(value) for name, value in re.findall(rf"nv_inference_(\w+)_duration_us{{{label}}} (.*)", text)}
+    assert spent["request"] == pytest.approx(spent["queue"] + spent["compute_input"] + spent["compute_infer"])
+    assert f"nv_inference_pending_request_count{{{label}}} 0.0" in text
     assert f'edge_slot_requests_total{{release="defect_detection_ssd_plates_20250601",slot="{served}"}} 3.0' in text
+
+
+async def test_statistics_are_of_each_version(agent, camera, slot, x):
+    """A version's counts go on over swaps as long as it is loaded; one that left has none."""
+    one, two, three = release(1), release(2), release(3)
+    await agent.serve(slot, one)
+    await camera.infer(slot, x)
+    await agent.serve(slot, two, fallback=one)
+    for _ in range(2):
+        await camera.infer(slot, x)
+    await agent.promote(slot, one, fallback=two)
+    await camera.infer(slot, x)
+    assert await answered(camera, slot) == {"20250601": 2, "20250602": 2}
+    await agent.ask(Unload(slot=slot, place=two.place))
+    await agent.serve(slot, three, fallback=one)
+    assert await answered(camera, slot) == {"20250601": 2, "20250603": 0}
+    assert (await camera.ask("GET", f"/v2/models/{slot}/versions/20250602/stats")).status == 404
+
+
+async def answered(camera, slot) -> dict[str, int]:
+    told = (await camera.ask("GET", f"/v2/models/{slot}/stats")).json["model_stats"]
+    return {one["version"]: one["inference_stats"]["success"]["count"] for one in told}
 
 
 async def test_a_client_that_closes_after_its_question(camera, served, x):

@@ -64,14 +64,15 @@ async def test_more_connections_than_are_taken(knock, monkeypatch):
 
 
 async def test_all_lanes_are_taken(knock, monkeypatch):
-    """A request that gets no lane within the hold is told to come again."""
+    """One request more than there are lanes is told at once how many are inside, and to come again."""
     monkeypatch.setattr(wire, "BODY_S", 5.0)
-    cameras = [await knock() for _ in range(17)]
+    cameras = [await knock() for _ in range(65)]
     for camera in cameras:
         camera.writer.write(http("POST", "/v2/models/a/infer", b"{", Content_Length="100"))
         await camera.writer.drain()
     answer = await cameras[-1].answer()
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json["error"] == "a: the queue is full: 64 requests wait or are being answered"
     for camera in cameras:
         camera.writer.close()
 
