@@ -18,12 +18,22 @@ FIRST_BYTES = 64 * 1024
 KEPT_BYTES = 16 * 1024**2  # a 1280 x 1280 float frame is 19.7 MB, a 640 x 640 one 4.9 MB
 
 
-class Lane:
-    """Two arenas; this side's mappings follow their growth."""
+class Pair:
+    """The two arenas of a lane, as a seat is told of them: for the request, and for the answer."""
+
+    def __init__(self, number: int, descriptors: tuple[int, int]) -> None:
+        self.number, self.descriptors = number, descriptors
+
+    def close(self) -> None:
+        """Gives the descriptors back; the memory goes with the last view of it."""
+        close_all(self.descriptors)
+
+
+class Lane(Pair):
+    """A pair that is mapped here; the mappings follow its growth."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        self.descriptors = (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES))
+        super().__init__(number, (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES)))
         self._request, self._answer = (map_shared(one) for one in self.descriptors)
 
     def request(self, start: int, length: int) -> memoryview:
@@ -43,10 +53,6 @@ class Lane:
     def is_large(self) -> bool:
         """Whether it holds more memory than a lane may keep."""
         return sum(size(one) for one in self.descriptors) > KEPT_BYTES
-
-    def close(self) -> None:
-        """Gives the descriptors back; the memory goes with the last view of it."""
-        close_all(self.descriptors)
 
 
 class Lanes:

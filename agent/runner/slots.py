@@ -28,7 +28,7 @@ from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
 from agent.runner.holdings import Held, Holdings
-from agent.runner.lanes import Lane, Lanes
+from agent.runner.lanes import Lanes, Pair
 from agent.runner.seats import Seat, SeatEndedError
 from agent.runner.tally import Tally
 
@@ -172,7 +172,7 @@ class Slot:
         """How long a request may wait for a seat or a lane."""
         return self.order.hold_s if self.order is not None else 0.0
 
-    async def infer(self, lane: Lane, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool) -> Answered:
+    async def infer(self, lane: Pair, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
         Raises:
@@ -198,6 +198,11 @@ class Slot:
                 self._count_one(tally, arrived, answered.ran, is_probe=is_probe)
                 return answered
 
+    def forget(self, lane: Pair) -> None:
+        """Lets every seat give back a lane that ends."""
+        for seat in self._seats.values():
+            seat.forget(lane)
+
     async def _lease(self, give_up: float) -> Seat:
         while self.serving is None:
             now = time.monotonic()
@@ -210,7 +215,7 @@ class Slot:
                     await self._up.wait()
         return self.serving
 
-    async def _ask(self, seat: Seat, lane: Lane, asked: Callable[[Held], Asked]) -> Answered:
+    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], Asked]) -> Answered:
         """The seat's answer; or, where that is bad, the fall-back's."""
         answer = await seat.run(lane, *asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
