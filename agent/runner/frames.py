@@ -22,8 +22,9 @@ from agent.adapters.channel import Channel, close_all
 from agent.adapters.memory_file import is_arena, size
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
-from agent.runner.door import BODY_BYTES, Door
+from agent.runner.door import Door
 from agent.runner.holdings import Held
+from agent.runner.intake import BODY_BYTES
 from agent.runner.lanes import LANES, Pair
 from agent.runner.open_inference import NAMES, InferDocument, InputTensor, OutputTensor, Request, check_request
 from agent.runner.slots import Asked, Slot
@@ -207,5 +208,5 @@ def orders(ask: Infer, held: Held) -> Asked:
         inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
     tensors = tuple(InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs)
     document = InferDocument(inputs=tensors, outputs=tuple(OutputTensor(name=name) for name in ask.outputs))
-    check_request(Request(document, {}, {}), held.metadata, held.config)
+    check_request(Request(document, {}, {}, {}, {}), held.metadata, held.config)
     return inputs, ask.outputs
