@@ -21,20 +21,7 @@ from tests.runner.conftest import Release, named
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
-LAYERS = (
-    (16, 2),
-    (32, 2),
-    (32, 1),
-    (64, 2),
-    (64, 1),
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (256, 1),
-)
+WIDTHS, STEPS = (16, 32, 32, 64, 64, 64, 128, 128, 128, 256, 256, 256), (2, 2, 1) + 3 * (2, 1, 1)
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)
 
 

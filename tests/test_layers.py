@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "agent.backends": {"agent.core"},
     "agent.runner": {"agent.core", "agent.adapters"},
     "agent.daemon": {"agent.core", "agent.trust", "agent.adapters"},
+    "client": {"agent.core", "agent.adapters"},
     "models": {"agent.core", "agent.backends"},
     "fleet": {"agent.core", "agent.trust", "agent.adapters", "models"},
     "provisioning": {"agent.core", "agent.trust", "agent.adapters", "fleet"},
@@ -75,7 +76,7 @@ def called(call: ast.Call) -> tuple[str | None, str]:
 def sources() -> list[Path]:
     return [
         path.relative_to(ROOT)
-        for room in ("agent", "models", "fleet", "provisioning")
+        for room in ("agent", "client", "models", "fleet", "provisioning")
         for path in sorted((ROOT / room).rglob("*.py"))
     ]
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import IO, Any
@@ -23,11 +23,12 @@ from agent.core.candidate import Failure
 from agent.core.errors import Kind
 from agent.daemon.news import Event
 from agent.daemon.state import State
+from client import Client
 from models.accuracy import Detections, detect
 from models.loading import load_model_config
 from models.plates import draw_plate
 from tools import demo_picture
-from tools.demo_client import Camera, Door, Tally, infer
+from tools.demo_client import Camera, Tally
 from tools.demo_print import Printer
 from tools.demo_services import PROGRAMS, DemoError, Device, Store, folder_store, mqtt_broker, s3_store
 
@@ -168,8 +169,8 @@ class Demo:
 
     def inspect(self, path: Path) -> None:
         """One picture through the door, drawn with what was found."""
-        with closing(Door(self.device.door)) as door:
-            answer = infer(door, SLOT, self.plate.image)
+        with Client(f"unix:{self.device.door}") as client:
+            answer = client.infer(SLOT, self.plate.image)
         found = detections(answer.outputs["boxes"][0], answer.outputs["scores"][0], FAMILY + answer.version)
         demo_picture.draw(self.plate, found, f"{DEVICE} · {SLOT} · version {answer.version}", path)
         hits = demo_picture.are_found(self.plate, found)

@@ -1,87 +1,24 @@
-"""How a camera application asks the door: the Open Inference Protocol with binary tensors, by the standard library.
+"""A camera at the door, and what it sees: it asks at its own pace, through the package's own client.
 
 1. A frame is sent as it was taken, uint8 and height x width x RGB: the signed config says how to normalise it.
-2. A camera asks at its own pace and asks once: whatever the door does not answer is counted as failed.
+2. A camera asks once: whatever the door does not answer is counted as failed.
 """
 
-import http.client
-import json
-import math
-import socket
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.core.errors import TransferError
+from client import Client, ClientError
 
-INPUT = "input"
 ANSWER_S = 30.0
-JSON_LENGTH = "Inference-Header-Content-Length"
-
-
-class Door(http.client.HTTPConnection):
-    """One connection to the door's unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("door", timeout=ANSWER_S)
-        self.path = path
-
-    def connect(self) -> None:
-        """As HTTPConnection."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(ANSWER_S)
-        self.sock.connect(str(self.path))
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Outputs by name, and the version of the release that made them."""
-
-    version: str
-    outputs: Mapping[str, NDArray[np.float32]]
-
-
-def infer(door: Door, slot: str, frame: NDArray[np.uint8]) -> Answer:
-    """What the slot's model says about one frame [height, width, 3].
-
-    Raises:
-        TransferError: the door refused; says why.
-        OSError, HTTPException: the connection broke.
-    """
-    tensor = {
-        "name": INPUT,
-        "datatype": "UINT8",
-        "shape": [1, *frame.shape],
-        "parameters": {"binary_data_size": frame.nbytes},
-    }
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    door.request("POST", f"/v2/models/{slot}/infer", head + frame.tobytes(), {JSON_LENGTH: str(len(head))})
-    response = door.getresponse()
-    body = response.read()
-    if response.status != HTTPStatus.OK:
-        raise TransferError(f"{response.status}: {body.decode(errors='replace')}")
-    return read_answer(body, int(response.headers[JSON_LENGTH]))
-
-
-def read_answer(body: bytes, at: int) -> Answer:
-    """The answer whose binary tensors begin at `at`."""
-    document = json.loads(body[:at])
-    outputs = {}
-    for tensor in document["outputs"]:
-        count = math.prod(tensor["shape"])
-        outputs[tensor["name"]] = np.frombuffer(body, np.float32, count, at).reshape(tensor["shape"])
-        at += tensor["parameters"]["binary_data_size"]
-    return Answer(document["model_version"], outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +50,10 @@ class Camera(threading.Thread):
     def run(self) -> None:
         """Ask."""
         due = time.monotonic()
-        with closing(Door(self._path)) as door:
+        with Client(f"unix:{self._path}", timeout_s=ANSWER_S) as client:
             while not self._ending.wait(max(0.0, due - time.monotonic())):
                 due = max(due, time.monotonic() - 1) + self._interval  # a pause is caught up with for a second at most
-                self._ask(door)
+                self._ask(client)
 
     def end(self) -> None:
         """Return when the last answer has come."""
@@ -139,12 +76,11 @@ class Camera(threading.Thread):
             median_s=statistics.median(end - begin for begin, end, _ in answers) if answers else 0.0,
         )
 
-    def _ask(self, door: Door) -> None:
+    def _ask(self, client: Client) -> None:
         begin = time.monotonic()
         try:
-            answer = infer(door, self._slot, self._frame)
-        except (OSError, http.client.HTTPException, TransferError) as error:
+            answer = client.infer(self._slot, self._frame)
+        except ClientError as error:
             self._failures.append(f"{type(error).__name__}: {error}")
-            door.close()
         else:
             self._answers.append((begin, time.monotonic(), answer.version))

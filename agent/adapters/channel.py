@@ -29,6 +29,7 @@ BUFFER_BYTES = 8 * MESSAGE_BYTES  # what may be under way before the peer counts
 WAITING = 8  # connections that wait to be accepted
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 Received = tuple[M, list[int]]
@@ -82,7 +83,7 @@ class Packets(Generic[M]):
             raise
 
     def _decode(self, packet: bytes, flags: int) -> M:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT:
             raise InputError(f"channel: a packet is over {MESSAGE_BYTES} bytes or {DESCRIPTORS} descriptors")
         try:
             message: M = self._decoder.decode(packet)
@@ -106,23 +107,42 @@ class Channel(Packets[M]):
     def __init__(self, sock: socket.socket, receives: Any) -> None:
         sock.settimeout(0)
         super().__init__(sock, receives)
+        self._next: asyncio.Future[Received[M] | None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that watches the socket: until nobody waits
 
     async def receive(self) -> Received[M] | None:
         """As `read`, and waits until something is there."""
-        while True:
-            try:
-                return self.read()
-            except BlockingIOError:
-                await self._readable()
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_reader(self.sock, _wake, ready)
         try:
-            await ready
-        finally:
-            loop.remove_reader(self.sock)
+            return self.read()
+        except BlockingIOError:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            if self._loop is None:
+                self._loop = loop
+                loop.add_reader(self.sock.fileno(), self._take)
+            return await self._next
+
+    def close(self) -> None:
+        """As `Packets.close`."""
+        self._unwatch()
+        super().close()
+
+    def _take(self) -> None:
+        """Called by the event loop when something is there."""
+        if self._next is None or self._next.done():
+            self._unwatch()  # nobody waits: what comes stays where it is
+            return
+        try:
+            self._next.set_result(self.read())
+        except BlockingIOError:
+            pass
+        except InputError as error:
+            self._next.set_exception(error)
+
+    def _unwatch(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self.sock.fileno())
+            self._loop = None
 
 
 def listen(path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET, mode: int = 0o666) -> socket.socket:
@@ -154,6 +174,11 @@ async def connect(path: Path, receives: Any) -> Channel[Any]:
     return Channel(sock, receives)
 
 
+def frames_beside(door: Path) -> Path:
+    """Where clients of ours ask the runner that answers at `door`."""
+    return door.with_name("frames.sock")
+
+
 def peer_uid(sock: socket.socket) -> int:
     """The user id of the process that connected, as the kernel recorded it."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -172,8 +197,3 @@ def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
     return list(numbers)
-
-
-def _wake(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)

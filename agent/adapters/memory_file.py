@@ -11,9 +11,12 @@ import fcntl
 import hashlib
 import mmap
 import os
+import sys
 
 from agent.core.errors import TransferError
 
+ARENA_BYTES = 1024**3  # of an arena are mapped: its other holder may say that it is larger than any address space
+SEAL_EXEC = 0x20  # F_SEAL_EXEC, which systems that forbid executable memory files add to each (vm.memfd_noexec)
 FROZEN = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 GROWABLE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -45,6 +48,19 @@ def arena(name: str, size: int) -> int:
     os.ftruncate(number, size)
     fcntl.fcntl(number, fcntl.F_ADD_SEALS, GROWABLE)
     return number
+
+
+def is_arena(number: int) -> bool:
+    """Whether somebody else's file is what `arena` makes: nothing that he does to it makes a mapping of it fault.
+
+    Files of huge pages are not: they fault where none is left.
+    """
+    try:
+        seals = fcntl.fcntl(number, fcntl.F_GET_SEALS) & ~SEAL_EXEC
+    except OSError:  # no memory file
+        return False
+    is_writable = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    return seals == GROWABLE and is_writable and size(number) > 0 and os.fstatvfs(number).f_bsize == mmap.PAGESIZE
 
 
 def seal(number: int) -> None:
@@ -97,12 +113,12 @@ def grow(number: int, wanted: int) -> None:
 
 def map_shared(number: int) -> mmap.mmap:
     """All of an arena as it is now, for reading and writing."""
-    return _mapped(number, mmap.PROT_READ | mmap.PROT_WRITE)
+    return _mapped(number, mmap.PROT_READ | mmap.PROT_WRITE, most=ARENA_BYTES)
 
 
 def map_for_reading(number: int) -> mmap.mmap:
     """All of an arena as it is now; a write to it is an error."""
-    return _mapped(number, mmap.PROT_READ)
+    return _mapped(number, mmap.PROT_READ, most=ARENA_BYTES)
 
 
 def _readable(number: int) -> mmap.mmap:
@@ -110,7 +126,7 @@ def _readable(number: int) -> mmap.mmap:
     return _mapped(number, mmap.PROT_READ, mmap.MAP_PRIVATE)
 
 
-def _mapped(number: int, may: int, how: int = mmap.MAP_SHARED) -> mmap.mmap:
-    content = mmap.mmap(number, 0, flags=how, prot=may)
+def _mapped(number: int, may: int, how: int = mmap.MAP_SHARED, most: int = sys.maxsize) -> mmap.mmap:
+    content = mmap.mmap(number, min(size(number), most), flags=how, prot=may)
     content.madvise(mmap.MADV_DONTDUMP)
     return content

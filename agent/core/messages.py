@@ -1,4 +1,4 @@
-"""What the agent and the runner, and the runner and its seats, say to each other.
+"""What the agent and the runner, the runner and its seats, and the runner and our client say to each other.
 
 One message is one packet of JSON on a SOCK_SEQPACKET unix socket, tagged by its `type`; descriptors travel
 beside it. The agent asks, the runner answers each `Ask` with one `Answer` of the same id, and tells every
@@ -7,15 +7,17 @@ before it. Times are seconds on CLOCK_MONOTONIC, which all processes of a machin
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import field
+from msgspec import Meta, field
 
 from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
 from agent.core.documents import Document
 from agent.core.errors import InputError
 from agent.core.release import Ref
+
+Count = Annotated[int, Meta(ge=0, le=2**40)]
 
 PROTOCOL = 1
 MESSAGE_BYTES = 128 * 1024  # one packet; evidence of one candidate is about 2 KB, facts of eight slots 20 KB
@@ -255,7 +257,7 @@ class SeatProve(Document, tag=True):
 
 
 class LaneOpen(Document, tag=True):
-    """A pair of shared arenas for one request at a time. No answer."""
+    """A pair of shared arenas for one request at a time; without descriptors, the lane's end. No answer."""
 
     lane: int
 
@@ -264,10 +266,10 @@ class Slice(Document):
     """A tensor inside an arena."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     dtype: str  # as numpy names it
-    offset: int
-    size: int  # bytes
+    offset: Count
+    size: Count  # bytes
 
 
 class SeatRun(Document, tag=True):
@@ -285,6 +287,40 @@ class SeatRan(Document, tag=True):
     busy_s: float
     finite: bool
 
+
+# --- the runner and a client of ours ----------------------------------------------------------------------------
+# A client opens lanes of its own with LaneOpen, whose two memory files it made; a lane carries one request at a time.
+
+
+class Infer(Document, tag=True):
+    """Run a slot's model on the tensors in a lane. Answer: Inferred or Denied, for the same lane."""
+
+    slot: str
+    lane: int
+    inputs: tuple[Slice, ...]  # a single one without a name is the model's only input
+    outputs: tuple[str, ...] = ()  # empty: all
+
+
+class Inferred(Document, tag=True):
+    """The outputs lie in the lane's answer file."""
+
+    lane: int
+    release: str
+    candidate: str
+    outputs: tuple[Slice, ...]
+    finite: bool
+
+
+class Denied(Document, tag=True):
+    """There is no answer, and who must act. Lane -1: what came was no message, and the connection ends."""
+
+    lane: int
+    blame: Literal["client", "model", "nobody"]
+    reason: str
+
+
+ToRunner = LaneOpen | Infer
+FromRunner = Inferred | Denied
 
 ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun
 FromSeat = Loaded | Done | Tried | SeatRan | Refused

@@ -19,12 +19,23 @@ KEPT_BYTES = 8 * 1024**2  # a 640 x 640 float frame is 4.9 MB
 ALL_BYTES = 1024**3  # of all requests in a slot; the largest request alone is an eighth of it
 
 
-class Lane:
-    """Two arenas; this side's mappings follow their growth."""
+class Pair:
+    """The two arenas of a lane, as a seat is told of them: for the request, and for the answer."""
+
+    def __init__(self, number: int, descriptors: tuple[int, int]) -> None:
+        self.number, self.descriptors = number, descriptors
+
+    def close(self) -> None:
+        """Gives the descriptors back; the memory goes with the last view of it."""
+        close_all(self.descriptors)
+
+
+class Lane(Pair):
+    """A pair that is mapped here; the mappings follow its growth."""
 
     def __init__(self, number: int, reserve: Callable[[int], None]) -> None:
-        self.number, self._reserve = number, reserve
-        self.descriptors = (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES))
+        super().__init__(number, (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES)))
+        self._reserve = reserve
         self._request, self._answer = (map_shared(one) for one in self.descriptors)
 
     def request(self, start: int, length: int) -> memoryview:
@@ -51,9 +62,9 @@ class Lane:
         return sum(size(one) for one in self.descriptors) > KEPT_BYTES
 
     def close(self) -> None:
-        """Gives the descriptors back; the memory goes with the last view of it."""
+        """As `Pair.close`."""
         self._reserve(FIRST_BYTES - len(self._request))
-        close_all(self.descriptors)
+        super().close()
 
 
 class Lanes:

@@ -1,7 +1,8 @@
 """`edge-runner`: the service that holds models and serves local clients.
 
 1. It imports no inference library: seats do. It has no keys, no ledger and no network of its own.
-2. Sockets come from systemd (`models`, `door`, and any other name for a further door), or are made here.
+2. Sockets come from systemd (`models`, and any other name for a door), or are made here. A door of packets
+   (SOCK_SEQPACKET) is for our own client, one of streams for everybody's.
 3. On SIGTERM it takes nothing more, answers what is inside, ends its seats and leaves.
 """
 
@@ -14,11 +15,13 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from agent.adapters.channel import Channel, listen
+from agent.adapters.channel import frames_beside, listen
 from agent.adapters.service import listen_sockets, notify, watchdog_interval
-from agent.core.messages import Ask
 from agent.runner.orders import Runner
 
 FINISH_S = 20.0  # what is inside is answered within the time that a hung seat is killed in, or not at all
@@ -63,15 +66,18 @@ async def serve(options: argparse.Namespace) -> None:
     models, doors = sockets(options)
     async with asyncio.TaskGroup() as tasks:
         runner = Runner(tasks, stop.set)
-        servers = [await open_door(runner, door) for door in doors]
-        tasks.create_task(accept(runner, models, options.agent_uid, tasks), name="models")
+        servers = [await open_door(runner, door) for door in doors if door.type == socket.SOCK_STREAM]
+        for door in doors:
+            if door.type == socket.SOCK_SEQPACKET:
+                tasks.create_task(accept(door, runner.frames.attend, tasks), name="frames")
+        tasks.create_task(accept(models, partial(runner.attend, uid=options.agent_uid), tasks), name="models")
         tasks.create_task(beat(), name="watchdog")
         notify("READY=1")
         await stop.wait()
         notify("STOPPING=1")
         for server in servers:
             server.close()
-        await runner.door.close(FINISH_S)
+        await asyncio.gather(runner.door.close(FINISH_S), runner.frames.close(FINISH_S))
         await runner.close()
         cancel_the_rest()
     clean_up(options)
@@ -95,9 +101,9 @@ def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.soc
     doors = list(passed.values())
     if options.door is not None:
         doors.append(listen(options.door, socket.SOCK_STREAM, 0o660))  # for this user and group
+        doors.append(listen(frames_beside(options.door), mode=0o660))
     if options.tcp is not None:
         doors.append(listen_tcp(options.tcp))
-    models.settimeout(0)
     return models, doors
 
 
@@ -123,13 +129,16 @@ async def open_door(runner: Runner, sock: socket.socket) -> asyncio.Server:
     return await asyncio.get_running_loop().create_server(runner.door.wire, sock=sock, backlog=BACKLOG)
 
 
-async def accept(runner: Runner, models: socket.socket, uid: int, tasks: asyncio.TaskGroup) -> None:
-    """Takes agents, one after the other or two while one replaces the other."""
+async def accept(
+    listening: socket.socket, attend: Callable[[socket.socket], Coroutine[Any, Any, None]], tasks: asyncio.TaskGroup
+) -> None:
+    """Attends to agents or to clients, each in a task of its own."""
     is_refused = False
-    with models:
+    listening.settimeout(0)
+    with listening:
         while True:
             try:
-                sock, _ = await asyncio.get_running_loop().sock_accept(models)
+                sock, _ = await asyncio.get_running_loop().sock_accept(listening)
             except OSError as error:  # no descriptor is left, say: those that serve go on, and the agent waits
                 if not is_refused:
                     log.warning("step=accept outcome=waiting reason=%s", error)
@@ -137,7 +146,7 @@ async def accept(runner: Runner, models: socket.socket, uid: int, tasks: asyncio
                 await asyncio.sleep(ACCEPT_AGAIN_S)
                 continue
             is_refused = False
-            tasks.create_task(runner.attend(Channel(sock, Ask), uid), name="agent")
+            tasks.create_task(attend(sock), name="peer")
 
 
 async def beat() -> None:
@@ -150,7 +159,7 @@ async def beat() -> None:
 
 def clean_up(options: argparse.Namespace) -> None:
     """Removes the sockets that were made here."""
-    for path in (options.models, options.door):
+    for path in (options.models, options.door, options.door and frames_beside(options.door)):
         if path is not None:
             path.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from itertools import count
 
@@ -20,6 +21,7 @@ from agent.core.documents import from_json
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Facts, Order, Refused, Reply, SlotOrder, Welcome
 from agent.runner.door import Door
+from agent.runner.frames import Frames
 from agent.runner.holdings import Holdings
 from agent.runner.seats import probe
 from agent.runner.slots import Slot
@@ -38,6 +40,7 @@ class Runner:
     def __init__(self, tasks: asyncio.TaskGroup, stop: Callable[[], None]) -> None:
         self.slots: dict[str, Slot] = {}
         self.door = Door(self.slots, tasks)
+        self.frames = Frames(self.slots, self.door, tasks)
         self._tasks, self._stop = tasks, stop
         self._holdings = Holdings()
         self._incidents = count(1)
@@ -47,8 +50,9 @@ class Runner:
         self._pulse = Pulse()
         tasks.create_task(self._pulse.run(), name="pulse")
 
-    async def attend(self, channel: Channel[Ask], uid: int) -> None:
+    async def attend(self, sock: socket.socket, uid: int) -> None:
         """Serves one agent until it leaves."""
+        channel: Channel[Ask] = Channel(sock, Ask)
         try:
             if peer_uid(channel.sock) != uid:
                 log.warning("step=attend outcome=refused reason=a process of another user than %d", uid)

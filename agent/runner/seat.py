@@ -85,10 +85,17 @@ class Model(Loaded):
         started = time.monotonic()
         inputs = {slice_.name: self._input(lane, slice_) for slice_ in ask.inputs}
         names = ask.outputs or tuple(one.name for one in self.metadata.outputs)
-        outputs = dict(zip(names, self.session.run(names, inputs), strict=True))
+        outputs = self._computed(names, inputs)
         busy_s = time.monotonic() - started
         finite = all_finite(outputs) or not all_finite(inputs)
+        if not finite:  # a client may change its frame at any time: what counts against us is computed from a copy
+            inputs = {name: one.copy() for name, one in inputs.items()}
+            outputs = self._computed(names, inputs)
+            finite = all_finite(outputs) or not all_finite(inputs)
         return messages.SeatRan(outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+
+    def _computed(self, names: Sequence[str], inputs: Arrays) -> Arrays:
+        return dict(zip(names, self.session.run(names, inputs), strict=True))
 
     def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
         tensor = lane.tensor(slice_)
@@ -157,7 +164,8 @@ class Seat:
         old = self._lanes.pop(number, None)
         if old is not None:
             old.close()
-        self._lanes[number] = Lane(*descriptors)
+        if descriptors:
+            self._lanes[number] = Lane(*descriptors)
 
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         try:

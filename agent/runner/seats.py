@@ -27,7 +27,7 @@ from agent.core.candidate import Backend, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
 from agent.runner.holdings import Held
-from agent.runner.lanes import Lane
+from agent.runner.lanes import Pair
 
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
 GUARD_S = 0.25  # between two looks at a candidate's memory
@@ -77,7 +77,7 @@ class Seat:
         self._channel: Channel[FromSeat] | None = None
         self._waiting: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, Pair] = {}
         self._verdict: Failure | None = None
         self._told_to_end = False
         self._idle = asyncio.Event()
@@ -151,7 +151,7 @@ class Seat:
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
 
-    async def run(self, lane: Lane, inputs: tuple[Slice, ...], outputs: tuple[str, ...], deadline_s: float) -> FromSeat:
+    async def run(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...], deadline_s: float) -> FromSeat:
         """The answer to the request in a lane.
 
         Raises:
@@ -161,6 +161,11 @@ class Seat:
             self._tell(messages.LaneOpen(lane=lane.number), lane.descriptors)
             self._lanes[lane.number] = lane
         return await self._send(messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
+
+    def forget(self, lane: Pair) -> None:
+        """Lets the child give back a lane that ends, behind what it was asked in it."""
+        if self._lanes.pop(lane.number, None) is not None and not self.ended.is_set():
+            self._tell(messages.LaneOpen(lane=lane.number), ())
 
     async def listen(self) -> None:
         """Takes answers until the seat ends."""

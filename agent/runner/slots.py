@@ -28,7 +28,7 @@ from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
 from agent.runner.holdings import Held, Holdings
-from agent.runner.lanes import Lane, Lanes
+from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
 from agent.runner.seats import Seat, SeatEndedError
 from agent.runner.tally import Statistics, Tally
@@ -183,7 +183,7 @@ class Slot:
         return self.order.hold_s if self.order is not None else 0.0
 
     async def infer(
-        self, lane: Lane, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
+        self, lane: Pair, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
     ) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
@@ -214,6 +214,11 @@ class Slot:
                 seat.inside -= 1
                 self._queue.call()
 
+    def forget(self, lane: Pair) -> None:
+        """Lets every seat give back a lane that ends."""
+        for seat in self._seats.values():
+            seat.forget(lane)
+
     async def _lease(self, terms: Terms, arrived: float) -> Seat:
         with self._queue.turn(terms.priority) as turn:
             while True:
@@ -240,7 +245,7 @@ class Slot:
             raise TransferError(f"{self.name}: no model serves at the moment; try again")
         return min(until, self._hopeless_at)
 
-    async def _ask(self, seat: Seat, lane: Lane, asked: Callable[[Held], Asked]) -> Answered:
+    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], Asked]) -> Answered:
         """The seat's answer; or, where that is bad, the fall-back's."""
         answer = await seat.run(lane, *asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)

@@ -44,7 +44,7 @@ async def test_an_order_that_fails_ends_nothing_else(monkeypatch, error):
     async with asyncio.TaskGroup() as tasks:
         runner = Runner(tasks, lambda: None)
         monkeypatch.setattr(runner._holdings, "offer", fail)
-        attending = tasks.create_task(runner.attend(Channel(theirs, Ask), os.getuid()))
+        attending = tasks.create_task(runner.attend(theirs, os.getuid()))
         channel = Channel(ours, Answer)
         await answer_to(channel, Ask(id=1, order=Hello(protocol=PROTOCOL)))
         refused = await answer_to(channel, Ask(id=2, order=Offer(ref=one.ref, parts=one.announced)))

@@ -249,8 +249,9 @@ def client(shared):
     """NVIDIA's client, and the region it makes."""
     client = triton.InferenceServerClient(shared.tcp)
     yield client
-    client.unregister_system_shared_memory()
     client.close()
+    with triton.InferenceServerClient(shared.tcp) as another:  # a connection stays with the thread that made it
+        another.unregister_system_shared_memory()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters.channel import frames_beside
 from agent.daemon import cli
 from agent.daemon.settings import RunnerSettings, Settings
 from agent.runner import main as runner
@@ -107,7 +108,8 @@ def test_sockets_lie_where_the_agent_looks():
     settings = RunnerSettings()
     assert listened("edge-runner-models.socket") == [str(settings.models_socket)]
     assert values("edge-runner-models.socket", "FileDescriptorName") == ["models"]
-    assert listened("edge-runner-door.socket") == [str(settings.door_socket), settings.tcp]
+    frames = frames_beside(settings.door_socket)
+    assert listened("edge-runner-door.socket") == [str(settings.door_socket), settings.tcp, str(frames)]
     (names,) = values("edge-runner.service", "Sockets")
     assert names.split() == ["edge-runner-models.socket", "edge-runner-door.socket"]
 

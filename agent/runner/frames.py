@@ -1,0 +1,211 @@
+"""Where clients of ours ask: a packet for a request and one for its answer; tensors lie in memory files they brought.
+
+1. The seat computes straight from a client's memory file and into it: nobody between the two copies a frame.
+2. A request goes the way of one by HTTP: through its slot's queue to whichever seat serves, and into its tally.
+3. A file is taken when nothing that its owner does to it can make a seat fault; a place in it when it lies inside.
+4. Whoever says what is no message, asks in a lane that is not free, or does not read, is cut off: his own trouble.
+"""
+
+import asyncio
+import logging
+import math
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import count
+
+import numpy as np
+from msgspec.structs import replace
+
+from agent.adapters.channel import Channel, close_all
+from agent.adapters.memory_file import is_arena, size
+from agent.core.errors import BackendError, InputError, TransferError
+from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
+from agent.runner.door import Door
+from agent.runner.holdings import Held
+from agent.runner.intake import BODY_BYTES
+from agent.runner.lanes import LANES, Pair
+from agent.runner.open_inference import NAMES, InferDocument, InputTensor, OutputTensor, Request, check_request
+from agent.runner.slots import Asked, Slot
+
+CLIENTS = 64
+DEPTH = 4  # lanes of one client; two keep a seat busy
+
+log = logging.getLogger("edge-runner")
+
+
+class Frames:
+    """Answers our clients from the slots; counts at the door."""
+
+    def __init__(self, slots: Mapping[str, Slot], door: Door, tasks: asyncio.TaskGroup) -> None:
+        self._slots, self._door, self._tasks = slots, door, tasks
+        self._clients: set[Client] = set()
+        self.is_closing = False
+        self._numbers = count(LANES)  # the slots' own lanes have those below
+
+    async def attend(self, sock: socket.socket) -> None:
+        """Serves one client until it leaves."""
+        client = Client(Channel(sock, ToRunner), self, self._tasks)
+        try:
+            self._let_in(client)
+            await client.listen()
+        except InputError as error:
+            client.tell(Denied(lane=-1, blame="client", reason=str(error)))
+        except Exception:
+            log.exception("step=frames outcome=connection closed")
+        finally:
+            self._clients.discard(client)
+            for lane in client.close():
+                for slot in self._slots.values():
+                    slot.forget(lane)
+                lane.close()
+
+    async def close(self, patience_s: float) -> None:
+        """Return when every request inside is answered, or after `patience_s`."""
+        self.is_closing = True
+        inside = [task for client in self._clients for task in client.inside.values()]
+        if inside:
+            await asyncio.wait(inside, timeout=patience_s)
+
+    def lane(self, descriptors: list[int]) -> Pair:
+        """A lane of two files that a client brought.
+
+        Raises:
+            InputError: they are not what a seat may map.
+        """
+        match descriptors:
+            case [request, answer] if is_arena(request) and is_arena(answer):
+                return Pair(next(self._numbers), (request, answer))
+        close_all(descriptors)
+        raise InputError("a lane takes two memory files (memfd) that may grow and are sealed against shrinking")
+
+    async def answer(self, ask: Infer, lane: Pair) -> FromRunner:
+        """What comes of one request."""
+        arrived = time.monotonic()
+        self._door.requests += 1
+        try:
+            for one in ask.inputs:
+                check_slice(one, lane)
+            slot = self._slot(ask.slot)
+            turn = slot.lanes.take()  # its arenas lie idle meanwhile: there is one queue for all
+            try:
+                answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
+            finally:
+                slot.lanes.give_back(turn)
+        except InputError as error:
+            return Denied(lane=ask.lane, blame="client", reason=str(error))
+        except BackendError as error:
+            return Denied(lane=ask.lane, blame="model", reason=str(error))
+        except TransferError as error:
+            self._door.refused += 1
+            return Denied(lane=ask.lane, blame="nobody", reason=str(error))
+        place, ran = answered.seat.place, answered.ran
+        return Inferred(
+            lane=ask.lane,
+            release=place.ref.name,
+            candidate=str(place.candidate),
+            outputs=ran.outputs,
+            finite=ran.finite,
+        )
+
+    def _let_in(self, client: "Client") -> None:
+        if len(self._clients) == CLIENTS:
+            raise InputError(f"{CLIENTS} clients are connected; close some")
+        self._clients.add(client)
+
+    def _slot(self, name: str) -> Slot:
+        if not self._slots:
+            raise TransferError("no model is here yet")
+        if name not in self._slots:
+            raise InputError(f"unknown model {name!r}; the models of this device: {', '.join(sorted(self._slots))}")
+        return self._slots[name]
+
+
+class Client:
+    """One connection, its lanes, and the requests inside."""
+
+    def __init__(self, channel: Channel[ToRunner], frames: Frames, tasks: asyncio.TaskGroup) -> None:
+        self._channel, self._frames, self._tasks = channel, frames, tasks
+        self._lanes: dict[int, Pair] = {}
+        self.inside: dict[int, asyncio.Task[None]] = {}
+
+    async def listen(self) -> None:
+        """Takes requests until the client leaves.
+
+        Raises:
+            InputError: it does not keep to the rules.
+        """
+        while (received := await self._channel.receive()) is not None:
+            message, descriptors = received
+            if isinstance(message, LaneOpen):
+                self._open(message.lane, descriptors)
+                continue
+            close_all(descriptors)
+            lane = self._lanes.get(message.lane)
+            if lane is None or message.lane in self.inside:
+                raise InputError(f"lane {message.lane} is not open, or its last request has no answer yet")
+            if not self._frames.is_closing:  # else the connection ends soon, and the client asks whoever comes next
+                self.inside[message.lane] = self._tasks.create_task(self._one(message, lane), name="frame")
+
+    def tell(self, answer: FromRunner) -> None:
+        """Sends it, or ends the connection of a client that does not take it."""
+        try:
+            self._channel.send(answer)
+        except (TransferError, InputError):
+            self._channel.hang_up()
+
+    def close(self) -> Iterable[Pair]:
+        """Ends the connection and what is inside; the lanes, to be closed."""
+        for task in self.inside.values():
+            task.cancel()
+        self._channel.close()
+        return self._lanes.values()
+
+    def _open(self, number: int, descriptors: list[int]) -> None:
+        if number in self._lanes or len(self._lanes) == DEPTH:
+            close_all(descriptors)
+            raise InputError(f"lane {number} is open already, or {DEPTH} are: that many a client may have")
+        self._lanes[number] = self._frames.lane(descriptors)
+
+    async def _one(self, ask: Infer, lane: Pair) -> None:
+        try:
+            answer = await self._frames.answer(ask, lane)
+        except Exception:
+            log.exception("step=frame outcome=connection closed")
+            self._channel.hang_up()
+        else:
+            self.tell(answer)
+        finally:
+            del self.inside[ask.lane]
+
+
+def check_slice(one: Slice, lane: Pair) -> None:
+    """Return when a tensor is what it says and lies inside the lane's file, which never shrinks.
+
+    Raises:
+        InputError: it does not.
+    """
+    if one.dtype not in NAMES:
+        raise InputError(f"input {one.name}: dtype {one.dtype!r} is not one of {', '.join(NAMES)}")
+    wanted, end = math.prod(one.shape) * np.dtype(one.dtype).itemsize, one.offset + one.size
+    if one.size != wanted or end > min(size(lane.descriptors[0]), BODY_BYTES):
+        raise InputError(
+            f"input {one.name}: {one.dtype} {list(one.shape)} takes {wanted} bytes; said are {one.size}, up to "
+            f"{end} in a file of {size(lane.descriptors[0])} bytes, of which {BODY_BYTES} may be used"
+        )
+
+
+def orders(ask: Infer, held: Held) -> Asked:
+    """The request as orders to a seat with this release.
+
+    Raises:
+        InputError: it does not fit the release.
+    """
+    inputs = ask.inputs
+    if len(inputs) == len(held.metadata.inputs) == 1 and not inputs[0].name:
+        inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
+    tensors = tuple(InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs)
+    document = InferDocument(inputs=tensors, outputs=tuple(OutputTensor(name=name) for name in ask.outputs))
+    check_request(Request(document, {}, {}, {}, {}), held.metadata, held.config)
+    return inputs, ask.outputs

@@ -1,0 +1,104 @@
+"""A lane: two memory files of ours, one that a frame is written into and one that the seat writes its answer into.
+
+1. The files may grow and never shrink; the runner takes no others.
+2. A lane carries one request at a time. What is read from it is copied: the next answer overwrites it.
+3. A connection has lanes of its own: after one that broke, a seat may still write into the old ones.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agent.adapters.channel import close_all, frames_beside
+from agent.adapters.memory_file import arena, grow, map_for_reading, map_shared
+from agent.core.messages import Infer, Inferred, Slice
+from client.answer import Answer, RequestError
+
+DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
+DOOR = "unix:/run/edge-runner/door.sock"
+FIRST_BYTES = 64 * 1024
+ALIGNMENT = 64  # bytes; a cache line
+FRAME_RANK = 3  # height, width, channels
+TIMEOUT_S = 60.0  # a slot's hold and a run's deadline, with room
+
+Frame = ArrayLike | Mapping[str, ArrayLike]
+
+
+class BrokenError(Exception):
+    """The connection ended before the answer."""
+
+
+def frames_path(address: str) -> Path:
+    """Where frames go, for the address of a door.
+
+    Raises:
+        RequestError: it is not the address of a unix socket.
+    """
+    kind, _, path = address.partition(":")
+    if kind != "unix" or not path:
+        raise RequestError(f"address {address!r}: give the door's unix socket, for example {DOOR!r}")
+    return frames_beside(Path(path))
+
+
+class Lane:
+    """A pair of memory files, mapped."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.descriptors = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
+        self._request, self._answer = map_shared(self.descriptors[0]), map_for_reading(self.descriptors[1])
+
+    def write(self, slot: str, frame: Frame) -> Infer:
+        """The request for a frame, whose tensors lie in the lane.
+
+        Raises:
+            RequestError: it holds something other than numbers.
+        """
+        arrays = tensors(frame)
+        inputs, end = [], 0
+        for name, array in arrays.items():
+            inputs.append(Slice(name=name, shape=array.shape, dtype=array.dtype.name, offset=end, size=array.nbytes))
+            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        if end > len(self._request):
+            grow(self.descriptors[0], end)
+            self._request = map_shared(self.descriptors[0])
+        for one, array in zip(inputs, arrays.values(), strict=True):
+            place = np.frombuffer(self._request, one.dtype, array.size, one.offset)
+            np.copyto(place.reshape(array.shape), array)
+        return Infer(slot=slot, lane=self.number, inputs=tuple(inputs))
+
+    def read(self, said: Inferred) -> Answer:
+        """The answer, copied out of the lane."""
+        outputs = {one.name: self._tensor(one).copy() for one in said.outputs}
+        return Answer(outputs, said.release, said.candidate, said.finite)
+
+    def close(self) -> None:
+        """Gives the files back."""
+        close_all(self.descriptors)
+
+    def _tensor(self, one: Slice) -> NDArray[Any]:
+        if one.offset + one.size > len(self._answer):
+            self._answer = map_for_reading(self.descriptors[1])
+        dtype = np.dtype(one.dtype)
+        return np.frombuffer(self._answer, dtype, one.size // dtype.itemsize, one.offset).reshape(one.shape)
+
+
+def tensors(frame: Frame) -> dict[str, NDArray[Any]]:
+    """A frame as tensors by name; the name "" is the model's only input.
+
+    Raises:
+        RequestError: one holds something other than numbers.
+    """
+    if isinstance(frame, Mapping):
+        arrays = {name: np.asarray(one) for name, one in frame.items()}
+    else:
+        array = np.asarray(frame)
+        is_picture = array.dtype == np.uint8 and array.ndim == FRAME_RANK
+        arrays = {"": array[np.newaxis] if is_picture else array}
+    wrong = next((name for name, one in arrays.items() if one.dtype.kind not in "biuf"), None)
+    if wrong is not None:
+        raise RequestError(f"input {wrong or 'frame'}: it holds {arrays[wrong].dtype}; give numbers")
+    return arrays

@@ -1,0 +1,243 @@
+"""Clients at the frames' socket that lie, leave in the middle, or talk nonsense: their own trouble alone."""
+
+import asyncio
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.adapters import memory_file
+from agent.adapters.channel import Channel, close_all
+from agent.core import messages
+from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
+from agent.runner import seat as seat_module
+from tests.runner.conftest import SHAPE, eventually, release
+
+SIZE = 4 * 192
+
+
+@pytest.fixture
+async def served(agent, slot):
+    """A slot that serves twice what it is given."""
+    await agent.serve(slot, release(1))
+    return slot
+
+
+class Camera:
+    """A client with one lane that says whatever a test wants."""
+
+    def __init__(self, shared):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(shared.door.with_name("frames.sock")))
+        self.channel = Channel(sock, FromRunner)
+        self.files = memory_file.arena("request", 65536), memory_file.arena("answer", 65536)
+
+    def open(self, number=0, files=None):
+        self.channel.send(LaneOpen(lane=number), self.files if files is None else files)
+
+    async def said(self):
+        async with asyncio.timeout(30):
+            received = await self.channel.receive()
+        return received and received[0]
+
+    async def ask(self, slot, x=None, lane=0, **lies):
+        if x is not None:
+            memory_file.write(self.files[0], x.tobytes())
+        told = {"name": "x", "shape": SHAPE, "dtype": "float32", "offset": 0, "size": SIZE} | lies
+        self.channel.send(Infer(slot=slot, lane=lane, inputs=(Slice(**told),)))
+        return await self.said()
+
+    def y(self):
+        return np.frombuffer(memory_file.read(self.files[1])[:SIZE], np.float32).reshape(SHAPE)
+
+    def close(self):
+        self.channel.close()
+        close_all(self.files)
+
+
+@pytest.fixture
+def guest(shared):
+    with closing(Camera(shared)) as one:
+        yield one
+
+
+async def test_a_frame_is_computed_where_it_lies(guest, served, x):
+    """Input and answer pass through the client's own files."""
+    guest.open()
+    answer = await guest.ask(served, x)
+    assert isinstance(answer, Inferred), answer
+    np.testing.assert_array_equal(guest.y(), x * 2)
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"offset": 65536}, {"offset": 65536 - SIZE + 4}, {"offset": 2**39}, {"size": SIZE + 4}, {"size": 0},
+        {"dtype": "float64"}, {"dtype": "object"}, {"dtype": "O8"}, {"dtype": ""}, {"shape": (1, 3, 8, 9)},
+        {"shape": ()}, {"shape": (2**40,) * 4}, {"name": "y"},
+    ],
+)  # fmt: skip
+async def test_a_lie_is_the_liars_trouble(guest, agent, served, x, lies):
+    """Whatever is said of a tensor is held against the file; the seat never sees it, and the client goes on."""
+    guest.open()
+    answer = await guest.ask(served, x, **lies)
+    assert isinstance(answer, Denied), answer
+    assert (answer.blame, answer.lane) == ("client", 0)
+    assert isinstance(await guest.ask(served, x, offset=4096), Inferred)  # a hole in the file is zeros
+    assert np.all(guest.y() == 0)
+    facts = await agent.ask(messages.Look())
+    assert facts.slots[served].counters.errors == 0
+    assert not facts.slots[served].incidents
+
+
+def unsealed(_):
+    number = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+    os.ftruncate(number, 4096)
+    return number
+
+
+def fixed(_):
+    number = memory_file.reserve("fixed", 4096)
+    memory_file.seal(number)
+    return number
+
+
+OTHERS = {
+    "plain file": lambda folder: os.open(folder / "file", os.O_CREAT | os.O_RDWR),
+    "null": lambda _: os.open("/dev/null", os.O_RDWR),
+    "empty": lambda _: memory_file.arena("empty", 0),
+    "for reading": lambda _: os.open(f"/proc/self/fd/{memory_file.arena('arena', 4096)}", os.O_RDONLY),
+    "unsealed": unsealed,
+    "fixed": fixed,
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+async def test_files_that_could_hurt_a_seat_are_not_taken(shared, guest, tmp_path, kind):
+    """Only memory files that may grow and can never shrink are mapped; the client is told, and cut off."""
+    number = OTHERS[kind](tmp_path)
+    guest.open()
+    guest.open(number=1, files=(guest.files[0], number))
+    denied = await guest.said()
+    assert (denied.lane, denied.blame) == (-1, "client")
+    assert "memory files" in denied.reason
+    assert await guest.said() is None
+    os.close(number)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_lane_takes_two_files(guest, count):
+    """Fewer or more are refused."""
+    guest.open(files=guest.files[:1] * count)
+    assert "two memory files" in (await guest.said()).reason
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"nonsense", b"{}", b'{"type":"Infer"}', b'{"type":"LaneOpen","lane":"x"}', b"\xff" * 1000, b"[" * 100_000, b"x" * 200_000,
+     b'{"type":"Infer","slot":"a","lane":0,"inputs":[{"name":"x","shape":[-1],"dtype":"float32","offset":-4,"size":4}]}',
+     b'{"type":"Infer","slot":"a","lane":7,"inputs":[]}'],
+    ids=range(9),
+)  # fmt: skip
+async def test_nonsense_ends_the_connection_that_it_came_on(shared, guest, served, x, packet):
+    """The client is told what was wrong; others do not notice."""
+    guest.open()
+    guest.channel.sock.send(packet)
+    denied = await guest.said()
+    assert (denied.lane, denied.blame) == (-1, "client")
+    assert await guest.said() is None
+    with closing(Camera(shared)) as other:
+        other.open()
+        assert isinstance(await other.ask(served, x), Inferred)
+
+
+async def test_a_lane_carries_one_request_at_a_time(guest, served, x):
+    """A second one in it before the answer, and a fifth lane, are against the rules."""
+    for number in range(4):
+        guest.open(number)
+    request = Infer(slot=served, lane=0, inputs=())
+    guest.channel.send(request)
+    guest.channel.send(request)
+    told = [await guest.said() for _ in range(2)]
+    assert -1 in {one.lane for one in told if one is not None}
+
+
+async def test_a_file_that_grows_beyond_all_bounds_hurts_nobody(guest, shared, served, x):
+    """A client that says its file has an exabyte is answered as before, and so are others."""
+    guest.open()
+    for number in guest.files:
+        os.ftruncate(number, 2**60)
+    assert isinstance(await guest.ask(served, x), Inferred)
+    answer = await guest.ask(served, x, offset=2**30)
+    assert (answer.blame, "may be used" in answer.reason) == ("client", True)
+    camera = await shared.camera()
+    assert (await camera.infer(served, x)).status == 200
+    camera.writer.close()
+
+
+async def test_clients_that_leave_in_the_middle_leave_nothing(shared, agent, slot, x):
+    """Files and places of clients that are gone are given back, by the runner and by the seat."""
+    loaded = await agent.serve(slot, release(1))
+    camera = await shared.camera()
+    assert (await camera.infer(slot, x)).status == 200
+    before = descriptors(shared.process.pid), descriptors(loaded.pid)
+    for _ in range(100):
+        with closing(Camera(shared)) as guest:
+            guest.open()
+            memory_file.write(guest.files[0], x.tobytes())
+            one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
+            guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
+    assert (await camera.infer(slot, x)).status == 200
+    await eventually(lambda: (descriptors(shared.process.pid), descriptors(loaded.pid)) == before)
+    camera.writer.close()
+
+
+async def test_more_clients_than_are_taken(shared, camera, served, x):
+    """One too many is told so; when another leaves there is room again."""
+    assert (await camera.infer(served, x)).status == 200  # the slot's first lane is there
+    before = descriptors(shared.process.pid)
+    guests = [Camera(shared) for _ in range(65)]
+    assert "64 clients" in (await guests[-1].said()).reason
+    for guest in guests[:-1]:
+        guest.open()
+        assert isinstance(await guest.ask(served, x), Inferred)
+    for guest in guests:
+        guest.close()
+    await eventually(lambda: descriptors(shared.process.pid) <= before)
+    with closing(Camera(shared)) as last:
+        last.open()
+        assert isinstance(await last.ask(served, x), Inferred)
+
+
+class Swayed:
+    """A session whose client changes the frame while it computes."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def run(self, names, feeds):
+        outputs = [np.sqrt(feeds["x"])]
+        memory_file.write(self._number, np.ones(SHAPE, np.float32).tobytes())
+        return outputs
+
+
+def test_a_frame_that_changes_meanwhile_is_not_blamed_on_the_model():
+    """NaN counts against a seat only when it comes out of a copy that held none; here the copy is of ones."""
+    one = release(1)
+    numbers = memory_file.arena("request", SIZE), memory_file.arena("answer", SIZE)
+    memory_file.write(numbers[0], np.full(SHAPE, np.nan, np.float32).tobytes())
+    metadata = seat_module.from_json(seat_module.Metadata, one.parts["metadata.json"], "metadata")
+    config = seat_module.from_yaml(seat_module.Config, one.parts["config.yaml"], "config")
+    model = seat_module.Model(one.place.candidate, Swayed(numbers[0]), metadata, config, (), 0.0)
+    lane = seat_module.Lane(*numbers)
+    tensor = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
+    ran = model.run(lane, SeatRun(lane=0, inputs=(tensor,)))
+    assert ran.finite
+    lane.close()
+
+
+def descriptors(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
