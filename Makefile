@@ -6,7 +6,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
-ALONE  := tests/attacks $(addprefix tests/faults/test_,disk.py every_write.py kill.py) \
+ALONE  := tests/attacks $(addprefix tests/faults/test_,disk.py every_write.py kill.py seats.py) \
           $(addprefix tests/system/test_,demo.py event_loop.py fleet.py main_job.py resource.py s3.py swaps.py)
 export ORT_DISABLE_TELEMETRY := 1
 

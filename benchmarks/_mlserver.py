@@ -48,28 +48,50 @@ def serving(
     if why_not():
         yield None
         return
+    with started(path, folder, threads, workers=0) as address, connected(address) as client:
+        yield asking(client, feeds)
+
+
+@contextmanager
+def started(path: Path, folder: Path, threads: int, workers: int) -> Iterator[str]:
+    """The gRPC address of a server that computes in so many processes beside its own; 0: in its own."""
     ports = free_ports(3)
     lay_out(path, folder, ports, threads)
-    environment = {**os.environ, "MLSERVER_PARALLEL_WORKERS": "0", "ORT_DISABLE_TELEMETRY": "1"}
+    environment = {**os.environ, "MLSERVER_PARALLEL_WORKERS": str(workers), "ORT_DISABLE_TELEMETRY": "1"}
     environment.pop("PYTHONPATH", None)
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([HOME / "bin" / "mlserver", "start", folder], stdout=log, stderr=log, env=environment)
-    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}")
+    address = f"127.0.0.1:{ports[1]}"
     try:
-        until_ready(client, server, folder / "log")
-        inputs = [tritonclient.grpc.InferInput(name, array.shape, "FP32") for name, array in feeds.items()]
-
-        def ask() -> None:
-            for tensor, array in zip(inputs, feeds.values(), strict=True):
-                tensor.set_data_from_numpy(array)
-            answer = client.infer(NAME, inputs)
-            answer.as_numpy(answer.get_response().outputs[0].name)
-
-        yield ask
+        with connected(address) as client:
+            until_ready(client, server, folder / "log")
+        yield address
     finally:
-        client.close()
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def connected(address: str) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    """A connection that ends."""
+    client = tritonclient.grpc.InferenceServerClient(address)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def asking(client: tritonclient.grpc.InferenceServerClient, feeds: Mapping[str, Array]) -> Ask:
+    """How to ask over a connection."""
+    inputs = [tritonclient.grpc.InferInput(name, array.shape, "FP32") for name, array in feeds.items()]
+
+    def ask() -> None:
+        for tensor, array in zip(inputs, feeds.values(), strict=True):
+            tensor.set_data_from_numpy(array)
+        answer = client.infer(NAME, inputs)
+        answer.as_numpy(answer.get_response().outputs[0].name)
+
+    return ask
 
 
 def lay_out(path: Path, folder: Path, ports: list[int], threads: int) -> None:

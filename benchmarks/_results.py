@@ -16,7 +16,7 @@ HEAD = (
 CPUINFO = Path("/proc/cpuinfo")
 TREE_MODEL = Path("/sys/firmware/devicetree/base/model")
 
-Figures = Mapping[str, float | int | str]
+Figures = Mapping[str, float | int | str | None]
 
 
 def machine() -> str:

@@ -171,6 +171,7 @@ class Counters(Document):
     probe_failures: int = 0
     offered_fps: float = 0.0  # over the last seconds
     latency_ms: Latency | None = None  # of the newest requests, as the client at the door saw them
+    run_ms: Latency | None = None  # of the same, inside the seat
 
 
 class SeatFacts(Document):
@@ -189,7 +190,7 @@ class Incident(Document):
     at: float  # monotonic seconds
     place: Place
     failure: Failure
-    action: str  # "fell back to ...", "restarting", "gave up", "no fall-back left"
+    action: str  # "fell back to ...", "restarting", "gave up", "no fall-back left", "serves on ..."
 
 
 class SlotFacts(Document):

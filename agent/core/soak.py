@@ -1,19 +1,25 @@
 """Whether a serving seat keeps its gates through the soak.
 
 Capacity (requests / seconds the seat was busy) is judged; the offered FPS never is: a camera that sends little is
-no fault of the model. A soak never ends on no evidence: too few requests are made up by probes.
+no fault of the model. Nor are the cameras that wait for each other: the time inside the seat is judged, not that at
+the door. A soak never ends on no evidence: too few requests are made up by probes.
 """
+
+from collections.abc import Sequence
+from statistics import median
 
 from agent.core.candidate import Failure
 from agent.core.errors import Kind
 from agent.core.messages import Counters
-from agent.core.release import Gates
+from agent.core.release import Config
 
 ENOUGH_REQUESTS = 20  # fewer say nothing about a rate
+ENOUGH_FOR_P95 = 100  # five of them are the slowest five in a hundred
 
 
-def judge_soak(counters: Counters, gates: Gates) -> Failure | None:
+def judge_soak(counters: Counters, config: Config) -> Failure | None:
     """The first gate that the serving seat misses, or None."""
+    gates = config.gates
     if counters.not_finite:
         return Failure(kind=Kind.PARITY, reason=f"{counters.not_finite} answers held NaN or Inf during the soak")
     if counters.probe_failures:
@@ -26,10 +32,28 @@ def judge_soak(counters: Counters, gates: Gates) -> Failure | None:
             reason=f"{counters.errors} of {counters.requests} requests failed during the soak; "
             f"its gate allows {gates.max_error_rate:.1%}",
         )
-    if counters.busy_s > 0 and (capacity := counters.requests / counters.busy_s) < gates.min_fps:
+    capacity = counters.requests * config.batch_size / counters.busy_s if counters.busy_s else gates.min_fps
+    p95 = counters.run_ms.p95 if counters.run_ms is not None and counters.requests >= ENOUGH_FOR_P95 else 0.0
+    reason = ""
+    if capacity < gates.min_fps:
         reason = f"capacity of {capacity:.1f} FPS during the soak; its gate asks for {gates.min_fps:g} FPS"
-        return Failure(kind=Kind.SPEED, reason=reason)
-    return None
+    elif p95 > gates.max_latency_p95_ms:
+        reason = f"p95 latency {p95:.1f} ms during the soak; its gate allows {gates.max_latency_p95_ms:g} ms"
+    return Failure(kind=Kind.SPEED, reason=reason) if reason else None
+
+
+def judge_pace(run_ms: Sequence[float], config: Config) -> Failure | None:
+    """What is wrong when a seat has become slow, also after its soak: half of the newest requests miss the gates.
+
+    The gate allows one in twenty; a device that is busy for a moment makes more of them late, but not half.
+    """
+    allowed_ms = min(config.gates.max_latency_p95_ms, 1000 * config.batch_size / max(config.gates.min_fps, 1e-3))
+    if not run_ms or (half_ms := median(run_ms)) <= allowed_ms:
+        return None
+    reason = (
+        f"half of the newest {len(run_ms)} requests took {half_ms:.0f} ms or more; its gates allow {allowed_ms:.0f} ms"
+    )
+    return Failure(kind=Kind.SPEED, reason=reason)
 
 
 def has_evidence(counters: Counters) -> bool:

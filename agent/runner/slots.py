@@ -8,7 +8,9 @@
    itself. Requests that only waited behind it are asked again until `hold_s` is over.
 4. A failed answer, or one with NaN or Inf, is asked of the fall-back too. When that answers well, the seat is
    to blame: FAULTS in a row, and the fall-back serves. When it does not, the request is.
-5. Whatever is done without being told is an incident. Only the agent ends seats that live.
+5. A seat that has become slow (half of the newest requests beyond its gates) gives way to the fall-back too. Without
+   one a seat that is slow or at fault serves on, and that is told.
+6. Whatever is done without being told is an incident. Only the agent ends seats that live.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, SeatRan, Slice, SlotFacts
 from agent.core.release import Config, Ref
+from agent.core.soak import judge_pace
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
@@ -36,6 +39,8 @@ from agent.runner.tally import Statistics, Tally
 RESTARTS = 3
 RESTARTS_WITHIN_S = 60.0
 FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
+PACE = 30  # requests between two looks at how long they took: a second of one camera
+SERVES_ON = "serves on, for want of a fall-back"
 INCIDENTS = 8  # kept; the agent sees each as it comes
 RUN_S = (3.0, 30.0)  # bounds of a run's deadline: a busy device's hiccup, and what a camera may be kept waiting
 RUN_FACTOR = 5  # a run is hung when it takes so many times the latency that its gate allows
@@ -253,25 +258,37 @@ class Slot:
             self._faults = 0 if seat is self.serving else self._faults
             return answer_anyway(seat, answer)
         spare = self.fallback if seat is self.serving else None
-        if failure.kind is Kind.STRUCTURE or spare is None:
+        if failure.kind is Kind.STRUCTURE:
+            return answer_anyway(seat, answer)
+        if spare is None:
+            self._fault(seat, failure)
             return answer_anyway(seat, answer)
         try:
             orders = asked(spare.held)
         except InputError:  # it takes other requests than its successor
             return answer_anyway(seat, answer)
         other = await spare.run(lane, *orders, run_deadline_s(spare.held.config))
-        if fault_of(spare, other) is None:
-            self._blame(seat, failure)
+        if fault_of(spare, other) is None and seat is self.serving:
+            self.tally.errors += failure.kind is Kind.BACKEND
+            self.tally.not_finite += failure.kind is Kind.PARITY
+            self._fault(seat, failure)
         return answer_anyway(spare, other)
 
-    def _blame(self, seat: Seat, failure: Failure) -> None:
-        if seat is not self.serving:
-            return
-        self.tally.errors += failure.kind is Kind.BACKEND
-        self.tally.not_finite += failure.kind is Kind.PARITY
-        self._faults += 1
-        if self._faults >= FAULTS and self.fallback is not None:
-            self._note(seat.place, failure, self._fall_back(self.fallback))
+    def _fault(self, seat: Seat, failure: Failure) -> None:
+        if seat is self.serving:
+            self._faults += 1
+            if self._faults >= FAULTS:
+                self._blame(failure)
+
+    def _blame(self, failure: Failure) -> None:
+        """Falls back; or tells, once, that there is nothing to fall back to."""
+        assert self.serving is not None
+        place, blamed = self.serving.place, self.tally.blamed
+        if self.fallback is not None:
+            self._note(place, failure, self._fall_back(self.fallback))
+        elif failure.kind not in blamed:
+            blamed.add(failure.kind)
+            self._note(place, failure, SERVES_ON)
 
     def _count_one(
         self, tally: Tally, seat: Seat, times: tuple[float, float], ran: SeatRan | None, *, is_probe: bool
@@ -281,6 +298,10 @@ class Slot:
             return
         tally.request(times[0], time.monotonic(), ran)
         self.statistics.setdefault(seat.place.ref.name, Statistics()).request(*times, ran)
+        if tally is self.tally and self.serving is not None and tally.requests % PACE == 0:
+            failure = judge_pace(tally.newest_runs(PACE), self.serving.held.config)
+            if failure is not None:
+                self._blame(failure)
 
     # --- the standing order ----------------------------------------------------------------------------------------
 

@@ -28,7 +28,9 @@ class Tally:
         self.busy_s = 0.0
         self.probes = 0
         self.probe_failures = 0
+        self.blamed: set[str] = set()  # kinds of failure that the runner has told
         self._latencies: deque[float] = deque(maxlen=NEWEST)
+        self._runs: deque[float] = deque(maxlen=NEWEST)
         self._arrivals: deque[float] = deque(maxlen=ARRIVALS)
 
     def probe(self, *, failed: bool) -> None:
@@ -46,6 +48,11 @@ class Tally:
         self.busy_s += ran.busy_s
         self.not_finite += not ran.finite
         self._latencies.append((now - arrived) * 1000)
+        self._runs.append(ran.busy_s * 1000)
+
+    def newest_runs(self, count: int) -> list[float]:
+        """Milliseconds inside the seat, of so many requests at most."""
+        return list(self._runs)[-count:]
 
     def counters(self, now: float) -> Counters:
         """As the agent is told."""
@@ -58,6 +65,7 @@ class Tally:
             probe_failures=self.probe_failures,
             offered_fps=sum(1 for arrived in self._arrivals if arrived > now - OFFERED_S) / OFFERED_S,
             latency_ms=Latency.of(self._latencies) if self._latencies else None,
+            run_ms=Latency.of(self._runs) if self._runs else None,
         )
 
 

@@ -120,6 +120,7 @@ class Device:
             tree["broker"] = {"host": plant.broker.host, "port": plant.broker.port, "tls": False}
         self.write(deep_merge(tree, settings))
         self.log = self.folder / "agent.log"
+        self.environment = {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
         self.agent = None
 
     def write(self, tree):
@@ -139,7 +140,7 @@ class Device:
         with self.log.open("ab") as log:
             self.agent = subprocess.Popen(
                 [sys.executable, "-m", self.program, "run", "--config", str(self.config)],
-                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
+                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **self.environment},
             )  # fmt: skip
         return self
 
