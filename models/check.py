@@ -10,6 +10,7 @@
 Needs the `onnx` package (extra `fleet`).
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from agent.backends.signature import check_tensors
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import EdgeError, InputError
-from agent.core.release import Config, Metadata
+from agent.core.release import Config, Metadata, as_list
 from models.folder import Folder, open_folder
 from models.golden import save_golden
 from models.registry import ReleaseName
@@ -42,6 +43,8 @@ OPTIONS: Mapping[str, frozenset[str]] = {  # the keys under `optimization:` that
     Backend.OPENVINO: frozenset({"precision", "device", "performance_hint"}),
     Backend.CPU: frozenset({"precision", "graph_optimization"}),
 }
+_PRECISIONS = frozenset({"fp32", "fp16", "bf16", "int8"})
+_DEVICE = re.compile(r"CPU|(GPU|NPU)(\.[0-9]+)?")  # OpenVINO's AUTO, HETERO and MULTI choose by themselves: not for us
 _IMAGE_RANK = 4
 _EXTERNAL = 1  # TensorProto.DataLocation
 
@@ -163,8 +166,9 @@ def _opsets(head: OnnxHead, documents: _Documents) -> Iterator[str]:
     if head.opset != declared:
         yield f"metadata: compatibility.opset is {declared}; the file is of opset {head.opset}"
     for backend in (Backend.CPU, Backend.CUDA):
-        precision = documents.config.precision_on(backend)
-        if backend in documents.config.backends and precision not in {"fp32", "int8", *head.precisions}:
+        if backend not in documents.config.backends:
+            continue
+        for precision in set(documents.config.precisions_on(backend)) - {"fp32", "int8", *head.precisions}:
             yield (
                 f"config: {backend} computes in the types of the file ({', '.join(sorted(head.precisions))}), not in "
                 f"{precision}: set optimization.{backend}.precision to fp32"
@@ -177,6 +181,14 @@ def _unknown_options(config: Config) -> Iterator[str]:
     for backend, keys in OPTIONS.items():
         for key in sorted(config.options(backend).keys() - keys):
             yield f"config: optimization.{backend}.{key} is not known; there are {', '.join(sorted(keys))}"
+        for precision in sorted(set(map(str, config.precisions_on(backend))) - _PRECISIONS):
+            yield f"config: optimization.{backend}.precision {precision!r}: one of {', '.join(sorted(_PRECISIONS))}"
+    for device in map(str, as_list(config.options(Backend.OPENVINO).get("device", "CPU"))):
+        if not _DEVICE.fullmatch(device):
+            yield f"config: optimization.openvino.device {device!r}: CPU, GPU, NPU, or one of several as in GPU.1"
+    for threads in as_list(config.optimization.get("threads", 1)):
+        if type(threads) is not int or threads < 1:
+            yield f"config: optimization.threads {threads!r}: a number of threads, or a list of them to try"
 
 
 def _sizes(metadata: Metadata, config: Config) -> Iterator[str]:

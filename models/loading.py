@@ -15,7 +15,7 @@ from agent.backends.session import DTYPES, NodeArg, Session
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import OpenDocument, from_tree
 from agent.core.errors import BackendError, InputError, Kind
-from agent.core.release import Config, NonNegative, Share, Tensor
+from agent.core.release import Config, NonNegative, Share, Tensor, as_list
 from models.folder import Folder, open_folder
 from models.storage import opened
 
@@ -107,8 +107,10 @@ def _first_that_works(path: str, config: Config) -> Session:
 
 
 def _open(path: str, config: Config, backend: Backend) -> Session:
+    device = str(as_list(config.options(backend).get("device", ""))[0])
+    precision = config.precisions_on(backend)[0]
     try:
-        return open_session(path, Candidate(backend=backend, precision=config.precision_on(backend)), config)
+        return open_session(path, Candidate(backend=backend, precision=precision, device=device), config)
     except BackendError as error:
         if error.kind is Kind.STRUCTURE:
             raise InputError(f"{error}; take the model from a backup, or export it again") from error

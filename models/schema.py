@@ -55,7 +55,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "precision": "What backends compute in, unless optimization says otherwise for one of them",
         "preprocessing": "How a camera's frame becomes the input tensor",
         "postprocessing": "NMS, filters and thresholds, for the program that reads the outputs",
-        "optimization": "Settings of one backend each, under its name; threads for all",
+        "optimization": (
+            "Settings of one backend each, under its name; threads for all. A list under precision, threads or "
+            "openvino's device is a candidate for each of its values"
+        ),
         "backends": "Where the release may run, in order of preference while nothing was measured",
         "gates": "What a device must measure before the release may serve",
         "warm_up": "Inferences before the first timed one",

@@ -7,7 +7,7 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,8 +23,10 @@ from agent.core.errors import BackendError, EdgeError, InputError, Kind
 from agent.core.release import Compatibility, Config
 
 _NEXT = {  # what to do about an absent backend
-    Backend.TENSORRT: "on a Jetson install JetPack's python3-libnvinfer; elsewhere the gpu extra and TensorRT 10",
-    Backend.CUDA: "install the gpu extra instead of cpu, and CUDA and cuDNN of its version; on a Jetson use TensorRT",
+    Backend.TENSORRT: "on a Jetson install JetPack's python3-libnvinfer, on an RTX PC the rtx extra; elsewhere the gpu "
+    "extra and TensorRT 10",
+    Backend.CUDA: "install NVIDIA's driver and the gpu extra, which brings CUDA and cuDNN, instead of cpu; on a Jetson "
+    "use TensorRT",
     Backend.OPENVINO: "install the openvino extra",
     Backend.CPU: "install the cpu extra",
 }
@@ -70,26 +72,37 @@ def probe(backends: Iterable[Backend] = Backend) -> tuple[Found, ...]:
 
 
 def probe_backend(backend: Backend) -> Found:
-    """What a real run of a small model on one backend found out."""
+    """What real runs of a small model on one backend found out, on each device that it names."""
     try:
-        return _tried(backend)
-    except EdgeError as error:
-        reason = str(error)
+        library = _library(backend)
+        others = library.devices()
+        reasons = {device: _trouble(backend, device) for device in ("", *others)}
+    except Exception as error:  # noqa: BLE001 - as in _trouble
+        return Found(backend=backend, present=False, reason=f"{_told(backend, error)}. Next: {_NEXT[backend]}")
+    told = "; ".join(f"{device}: {reason}" if device else reason for device, reason in reasons.items() if reason)
+    works = [device for device, reason in reasons.items() if not reason]
+    if not works:
+        return Found(backend=backend, present=False, reason=f"{told}. Next: {_NEXT[backend]}")
+    hardware = [gpu() if backend in GPU else board(), *(f"{one}: {others[one]}" for one in works if one)]
+    version = "; ".join([f"{library.NAME} {library.VERSION}", *hardware])
+    return Found(backend=backend, present=True, version=version, reason=told, devices=tuple(filter(None, works)))
+
+
+def _trouble(backend: Backend, device: str) -> str:
+    """Why a small model does not run on one device of a backend; nothing where it does."""
+    candidate = Candidate(backend=backend, device=device, precision="fp16" if device else "fp32")  # all an NPU has
+    try:
+        with _tiny_model() as path, closing(open_session(path, candidate, _CONFIG)) as session:
+            output = session.run(None, {"x": _INPUT})[0]
     except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
-        reason = f"{backend} failed on a small model ({type(error).__name__}: {error})"
-    return Found(backend=backend, present=False, reason=f"{reason}. Next: {_NEXT[backend]}")
+        return _told(backend, error)
+    is_right = np.allclose(output, np.maximum(_INPUT @ _INPUT, 0), atol=1e-3)
+    return "" if is_right else f"it computes wrong on {device or board()}"
 
 
-def _tried(backend: Backend) -> Found:
-    device = gpu() if backend in GPU else board()
-    with _tiny_model() as path, closing(open_session(path, Candidate(backend=backend), _CONFIG)) as session:
-        output = session.run(None, {"x": _INPUT})[0]
-    if not np.allclose(output, np.maximum(_INPUT @ _INPUT, 0), atol=1e-3):
-        return Found(backend=backend, present=False, reason=f"it computes wrong on {device}. Next: {_NEXT[backend]}")
-    library = _library(backend)
-    return Found(
-        backend=backend, present=True, version=f"{library.NAME} {library.VERSION}; {device}", devices=(device,)
-    )
+def _told(backend: Backend, error: Exception) -> str:
+    is_ours = isinstance(error, EdgeError)
+    return str(error) if is_ours else f"{backend} failed on a small model ({type(error).__name__}: {error})"
 
 
 @contextmanager
@@ -114,14 +127,16 @@ class _Library(Protocol):
     def supported_opset(self) -> int | None:
         """The highest version of the standard operators; None where the library does not tell."""
 
+    def devices(self) -> Mapping[str, str]:
+        """What else it could compute on than where it does by itself, and what that is."""
+
 
 def _library(backend: Backend) -> _Library:
-    """Imports it: TensorRT's own module where there is one, else ONNX Runtime's provider for it."""
-    name = "onnx_runtime"
-    if backend is Backend.OPENVINO:
-        name = "open_vino"
-    elif backend is Backend.TENSORRT and find_spec("tensorrt") is not None:
-        name = "tensor_rt"
+    """Imports it: of the three ways to TensorRT the first that is installed."""
+    name = "open_vino" if backend is Backend.OPENVINO else "onnx_runtime"
+    if backend is Backend.TENSORRT:
+        ways = {"tensorrt": "tensor_rt", "onnxruntime_ep_nv_tensorrt_rtx": "tensor_rt_rtx"}
+        name = next((module for package, module in ways.items() if find_spec(package) is not None), name)
     try:
         return cast("_Library", import_module(f"agent.backends.{name}"))
     except ImportError as error:

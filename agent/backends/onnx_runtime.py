@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.backends.hardware import workspace_bytes
-from agent.backends.onnx_file import OnnxHead, check_opset, read_head
+from agent.backends.onnx_file import check_opset, read_head
 from agent.backends.session import Array, Feeds
 from agent.core.candidate import GPU, Backend, Candidate
 from agent.core.errors import BackendError, InputError, Kind
@@ -74,25 +74,39 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntime
         InputError: there is no ONNX model at `path`.
         BackendError: this device, runtime or backend cannot run it.
     """
-    head = read_head(path)
-    check_opset(head, NAME, VERSION, supported_opset())
-    _check_precision(head, candidate)
+    if candidate.backend is not Backend.TENSORRT:
+        check_precision(path, candidate)
     provider = PROVIDERS[candidate.backend]
     if provider not in ort.get_available_providers():
         raise BackendError(f"{candidate}: this onnxruntime {VERSION} is built without {provider}")
     missing = preload() if candidate.backend in GPU else ""
+    providers = _providers(candidate, config)
+    return opened(path, candidate, session_options(candidate, config), provider, missing, providers=providers)
+
+
+def opened(
+    path: str, candidate: Candidate, options: Any, provider: str, missing: str = "", **more: Any
+) -> OnnxRuntimeSession:
+    """A session on exactly this provider; raises as `open_session`.
+
+    Args:
+        path: of the model.
+        candidate: what it is opened for.
+        options: ONNX Runtime's own.
+        provider: the one that must have been given.
+        missing: which of its libraries are known to be missing.
+        more: for ONNX Runtime's session.
+    """
+    check_opset(read_head(path), NAME, VERSION, supported_opset())
     try:
-        session = OnnxRuntimeSession(
-            path, _options(candidate, config), providers=_providers(candidate, config), enable_fallback=0
-        )
+        session = OnnxRuntimeSession(path, options, enable_fallback=0, **more)
     except native.InvalidProtobuf as error:
         raise BackendError(f"{candidate}: the model cannot be read: {error}", Kind.STRUCTURE) from error
     except MemoryError as error:
         raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
     except Exception as error:  # the library raises a dozen classes without a common base
-        raise BackendError(
-            f"{candidate}: onnxruntime {VERSION} does not load it: {_explained(error, missing)}"
-        ) from error
+        reason = _explained(error, missing)
+        raise BackendError(f"{candidate}: onnxruntime {VERSION} does not load it: {reason}") from error
     _check_given(session, provider, candidate)
     return session
 
@@ -119,7 +133,13 @@ def supported_opset() -> int:
     return max(int(schema.since_version) for schema in native.get_all_operator_schema() if not schema.domain)
 
 
-def _options(candidate: Candidate, config: Config) -> Any:
+def devices() -> dict[str, str]:
+    """None: it computes on the first GPU."""
+    return {}
+
+
+def session_options(candidate: Candidate, config: Config) -> Any:
+    """ONNX Runtime's options for a candidate: its threads, and for a GPU no way back to the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = candidate.threads
     options.inter_op_num_threads = 1
@@ -162,13 +182,18 @@ def tensorrt_options(candidate: Candidate, config: Config) -> dict[str, str]:
     return options | ({"trt_timing_cache_path": folder} if folder else {})
 
 
-def _check_precision(head: OnnxHead, candidate: Candidate) -> None:
-    """The CPU and CUDA compute in the types that the model was exported with, and in no other."""
-    is_own = candidate.precision in {"fp32", "int8"} or candidate.precision in head.precisions
-    if candidate.backend is not Backend.TENSORRT and not is_own:
+def check_precision(path: str, candidate: Candidate) -> None:
+    """Return when the candidate computes in the types that the model was exported with: ONNX Runtime has no others.
+
+    Raises:
+        InputError: there is no ONNX model at `path`.
+        BackendError: it does not; says what to do.
+    """
+    precisions = read_head(path).precisions
+    if candidate.precision not in {"fp32", "int8", *precisions}:
         raise BackendError(
-            f"{candidate}: the model's weights are {'/'.join(sorted(head.precisions)) or 'none'} and are not computed "
-            f"in {candidate.precision} there: set optimization.{candidate.backend}.precision to fp32 in its config"
+            f"{candidate}: the model's weights are {'/'.join(sorted(precisions)) or 'none'} and are not computed in "
+            f"{candidate.precision} there: set optimization.{candidate.backend}.precision to fp32 in its config"
         )
 
 

@@ -1,8 +1,9 @@
-"""OpenVINO: Intel and other CPUs, and Intel GPUs.
+"""OpenVINO: Intel and other CPUs, and Intel GPUs and NPUs.
 
 1. The precision is always told: left alone, OpenVINO computes in bf16 on recent CPUs, and scores move.
-2. No cache folder: what OpenVINO writes there holds the weights in clear.
-3. Its Python package reports its own import to a statistics service through `openvino_telemetry`: that module is
+2. A device is named, never chosen by OpenVINO: AUTO and HETERO would move parts of a graph to the CPU unseen.
+3. No cache folder: what OpenVINO writes there holds the weights in clear.
+4. Its Python package reports its own import to a statistics service through `openvino_telemetry`: that module is
    made to look absent before the import.
 """
 
@@ -22,7 +23,6 @@ ov: Any = import_module("openvino")
 
 NAME = "openvino"
 VERSION: str = ov.__version__.split("-")[0]
-DEVICE = "CPU"
 _PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}  # int8 is in the model; the rest of it f32
 
 
@@ -58,8 +58,7 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OpenVinoSes
         BackendError: this device or runtime cannot run it.
     """
     head = read_head(path)
-    device = str(config.options(candidate.backend).get("device", DEVICE))
-    core = ov.Core()
+    device, core = candidate.device or "CPU", ov.Core()
     try:
         model = core.compile_model(core.read_model(path), device, _options(candidate, config))
     except MemoryError as error:
@@ -72,6 +71,12 @@ def open_session(path: str, candidate: Candidate, config: Config) -> OpenVinoSes
 
 def supported_opset() -> None:
     """OpenVINO does not tell."""
+
+
+def devices() -> dict[str, str]:
+    """What it could compute on beside the CPU, by its own name, and what that is."""
+    core = ov.Core()
+    return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices if name != "CPU"}
 
 
 def _options(candidate: Candidate, config: Config) -> dict[str, str | int]:

@@ -118,6 +118,11 @@ def supported_opset() -> None:
     """TensorRT does not tell."""
 
 
+def devices() -> dict[str, str]:
+    """None: it computes on the first GPU."""
+    return {}
+
+
 def _build(log: Any, path: str, candidate: Candidate, config: Config) -> Any:
     builder = trt.Builder(log)
     network = builder.create_network(0)

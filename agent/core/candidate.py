@@ -4,7 +4,8 @@ Rules:
 1. A candidate that is not in parity with the golden samples is out, however fast.
 2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one.
 3. Evidence counts while its key holds: same runtime, driver, precision and power mode.
-4. A release's config names the backends it may run on, in order; what the device lacks is left out.
+4. A release's config names the backends it may run on, in order, and may name several precisions, thread counts and
+   OpenVINO devices: each combination that this device has is a candidate.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
-from agent.core.release import Config, Gates
+from agent.core.release import Config, Gates, as_list
 
 Positive = Annotated[float, Meta(ge=0)]
 BUSY_SHARE = 0.5  # of its speed; a device that is busier than this during a trial has other troubles
@@ -33,16 +34,18 @@ class Backend(StrEnum):
     CPU = "cpu"
 
 
-class Candidate(Document, order=True):
+class Candidate(Document, order=True, omit_defaults=True):  # omitted: a runner before this one knows no device
     """One way to run a model on this device."""
 
     backend: Backend
     precision: str = "fp32"  # fp32, fp16, bf16, int8: what the backend is told to compute in
     threads: int = 0  # 0: as many as the backend takes
+    device: str = ""  # OpenVINO's name of it: GPU, GPU.1, NPU; empty is the CPU, and the only one of other backends
 
     def __str__(self) -> str:
+        device = f":{self.device}" if self.device else ""
         threads = f"/{self.threads}t" if self.threads else ""
-        return f"{self.backend}/{self.precision}{threads}"
+        return f"{self.backend}{device}/{self.precision}{threads}"
 
     @property
     def builds(self) -> bool:
@@ -56,8 +59,8 @@ class Found(Document):
     backend: Backend
     present: bool
     version: str = ""  # runtime, driver and device: evidence is void when it changes
-    reason: str = ""  # why it is absent, and what to do
-    devices: tuple[str, ...] = ()
+    reason: str = ""  # why it is absent, and what to do; or why one of its devices is
+    devices: tuple[str, ...] = ()  # OpenVINO's that work, beside the CPU
 
 
 class Deviation(Document):
@@ -147,17 +150,29 @@ def candidates_for(config: Config, found: Iterable[Found], cores: int) -> tuple[
 
     Empty when no backend that the config names is present.
     """
-    present = {one.backend for one in found if one.present}
-    threads = config.optimization.get("threads")
-    count = threads if isinstance(threads, int) else max(1, cores)
+    present = {one.backend: one for one in found if one.present}
+    counts = [one for one in as_list(config.optimization.get("threads")) if isinstance(one, int)] or [max(1, cores)]
     return tuple(
-        Candidate(backend=backend, precision=config.precision_on(backend), threads=0 if backend in GPU else count)
+        Candidate(backend=backend, precision=precision, threads=threads, device=device)
         for backend in (Backend(name) for name in config.backends)
         if backend in present
+        for device in devices_for(config, present[backend])
+        for precision in config.precisions_on(backend)
+        for threads in (counts if backend not in GPU and not device else (0,))
     )
 
 
+def devices_for(config: Config, found: Found) -> tuple[str, ...]:
+    """The devices of a backend that the release may run on and that were found; all where it names none."""
+    if found.backend is not Backend.OPENVINO:
+        return ("",)
+    here = ("CPU", *(one for one in found.devices if one.startswith(ACCELERATORS)))
+    wanted = as_list(config.options(found.backend).get("device", here))
+    return tuple("" if one == "CPU" else one for one in here if one in wanted or one.split(".")[0] in wanted)
+
+
 GPU = frozenset({Backend.TENSORRT, Backend.CUDA})
+ACCELERATORS = ("GPU", "NPU")  # as OpenVINO names its devices; of several, GPU.0 and GPU.1
 
 
 def evidence_key(found: Iterable[Found], candidate: Candidate, power_mode: str) -> str:

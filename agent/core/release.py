@@ -124,6 +124,11 @@ class Config(OpenDocument):
         options = self.optimization.get(backend, {})
         return options if isinstance(options, Mapping) else {}
 
-    def precision_on(self, backend: str) -> str:
-        """The precision the release asks for on one backend: its own, or the config's."""
-        return str(self.options(backend).get("precision", self.precision))
+    def precisions_on(self, backend: str) -> tuple[str, ...]:
+        """The precisions that the release asks for on one backend, in order: its own, or the config's."""
+        return as_list(self.options(backend).get("precision", self.precision))
+
+
+def as_list(value: Any) -> tuple[Any, ...]:
+    """What a key that takes one value or a list of them holds."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

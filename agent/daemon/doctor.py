@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.adapters import files, host
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing, open_store
-from agent.core.candidate import Found
+from agent.core.candidate import Backend, Found
 from agent.core.documents import Document, from_tree
 from agent.core.errors import EdgeError, TransferError
 from agent.daemon.keyring import read_key
@@ -44,7 +44,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if (broker := settings.broker) is not None:
         yield checked("broker", lambda: reachable(broker.host, broker.port))
     yield clock()
-    yield from (backend(found) for found in probe())
+    found = [probe(one) for one in Backend]
+    yield from (backend(one) for one in found)
+    if not any(one.present for one in found):
+        yield Finding(what="inference", fine=False, says="no backend works, so no model can: install the cpu extra")
 
 
 def checked(what: str, look: Callable[[], str]) -> Finding:
@@ -120,17 +123,18 @@ def clock() -> Finding:
 
 def backend(found: Found) -> Finding:
     """One backend."""
-    devices = f" on {', '.join(found.devices)}" if found.devices else ""
-    says = f"{found.version}{devices}" if found.present else found.reason
+    says = "; ".join(filter(None, (found.version, found.reason)))
     return Finding(what=f"backend {found.backend}", fine=found.present, says=says)
 
 
-def probe() -> tuple[Found, ...]:
-    """What the backends here can really do, asked in a child: a driver that crashes takes only that along."""
-    command = [sys.executable, "-m", "agent.runner.seat", "--probe"]
+def probe(backend: Backend) -> Found:
+    """What a backend can really do here, asked in a child: a driver that crashes takes only that along."""
+    command = [sys.executable, "-m", "agent.runner.seat", "--probe", backend]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=True, env=environment)
-        return from_tree(tuple[Found, ...], json.loads(done.stdout), "probe")
-    except (subprocess.SubprocessError, ValueError, OSError, EdgeError):
-        return ()
+        (found,) = from_tree(tuple[Found, ...], json.loads(done.stdout), "probe")
+    except (subprocess.SubprocessError, ValueError, OSError, EdgeError) as error:
+        reason = str(error).replace(str(command), backend)
+        return Found(backend=backend, present=False, reason=f"its probe failed: {reason}; look at the driver's log")
+    return found

@@ -158,13 +158,13 @@ def test_threads_do_not_spin(model, config):
 @pytest.mark.parametrize("backend", [Backend.CUDA, Backend.TENSORRT])
 def test_every_way_back_to_the_cpu_is_shut(backend, config):
     """A GPU session may place no node on the CPU, unless the signed config says so."""
-    from agent.backends.onnx_runtime import _options
+    from agent.backends.onnx_runtime import session_options
 
     key = "session.disable_cpu_ep_fallback"
-    assert _options(Candidate(backend=backend), config).get_session_config_entry(key) == "1"
+    assert session_options(Candidate(backend=backend), config).get_session_config_entry(key) == "1"
     allowing = Config(input_size=(8, 8), confidence_threshold=0.5, optimization={str(backend): {"cpu_nodes": "allow"}})
     with pytest.raises(RuntimeError, match="not"):
-        _options(Candidate(backend=backend), allowing).get_session_config_entry(key)
+        session_options(Candidate(backend=backend), allowing).get_session_config_entry(key)
 
 
 def test_another_provider_than_asked_for_is_an_error(model, config):
@@ -202,13 +202,13 @@ def test_a_session_knows_what_computes_it(model, config, monkeypatch):
     """The parts of the graph are counted by the provider that was given them."""
     from agent.backends import onnx_runtime
 
-    def remembering(candidate, config, options=onnx_runtime._options):
+    def remembering(candidate, config, options=onnx_runtime.session_options):
         made = options(candidate, config)
         made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return made
 
     assert open_session(str(model), CPU, config).shares() == {}
-    monkeypatch.setattr(onnx_runtime, "_options", remembering)
+    monkeypatch.setattr(onnx_runtime, "session_options", remembering)
     assert open_session(str(model), CPU, config).shares().keys() == {"CPUExecutionProvider"}
 
 

@@ -139,6 +139,9 @@ def test_metadata_that_is_not_true_is_told(release, changes, told):
         ({"optimization": {"tensorrt": {"fp16": True}}}, "optimization.tensorrt.fp16 is not known"),
         ({"optimization": {"opnvino": {}}}, "optimization.opnvino is not known"),
         ({"precision": "fp16"}, "set optimization.cpu.precision to fp32"),
+        ({"optimization": {"tensorrt": {"precision": ["fp16", "fp8"]}}}, "optimization.tensorrt.precision 'fp8'"),
+        ({"optimization": {"openvino": {"device": "AUTO"}}}, "optimization.openvino.device 'AUTO'"),
+        ({"optimization": {"threads": [1, 0]}}, "optimization.threads 0"),
     ],
 )
 def test_a_config_that_cannot_hold_is_told(release, changes, told):

@@ -1,0 +1,32 @@
+"""The doctor says what each backend can really do here, also where asking it goes wrong."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from agent.core.candidate import Backend
+from agent.daemon import doctor
+
+
+def test_a_backend_that_works_is_named_with_its_version_and_hardware():
+    """ONNX Runtime's CPU computes on this machine."""
+    found = doctor.backend(doctor.probe(Backend.CPU))
+    assert found.fine
+    assert found.says.startswith("onnxruntime ")
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [("#!/bin/sh\nkill -SEGV $$\n", "died with <Signals.SIGSEGV"), ("#!/bin/sh\necho nonsense\n", "its probe failed")],
+    ids=["crashes", "says nothing of use"],
+)
+def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
+    """A driver that takes the probe down is told with the backend that it belongs to: nothing goes missing silently."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(program)
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(executable=str(stand_in)))
+    found = doctor.backend(doctor.probe(Backend.CUDA))
+    assert (found.what, found.fine) == ("backend cuda", False)
+    assert told in found.says
+    assert "driver's log" in found.says
