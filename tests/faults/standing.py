@@ -167,11 +167,14 @@ def told(device):
 
 def until_told(device, words, seconds=30.0):
     """Wait until `status` and `why` say something in words, for however short a time."""
-    heard = []
+    heard, seen = [], []
 
     def holds():
-        if not heard and all(words in said for said in told(device).values()):
-            heard.append(words)
+        state = device.state()
+        if not heard and state not in seen[-1:]:  # else both would say the same again
+            seen.append(state)
+            if all(words in said for said in told(device).values()):
+                heard.append(words)
         return heard
 
     try:
