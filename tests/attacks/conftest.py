@@ -19,7 +19,7 @@ DIGEST = re.compile(r"(targets/releases/)?\b[0-9a-f]{64}\.")  # in front of name
 def besieged(tmp_path_factory):
     """A device that serves and has confirmed the good release, with an attacker's bucket and broker."""
     if mosquitto.program() is None:
-        pytest.skip("mosquitto is not here: run tools/mosquitto.sh")
+        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
     one = Besieged(tmp_path_factory.mktemp("besieged"))
     yield one
     one.close()
