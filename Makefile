@@ -23,8 +23,8 @@ demo: env
 
 # Most files share the machine, one on each core, the longest first; what measures, kills or ends in a table has it alone.
 test: env
-	tools/mosquitto.sh
-	-tools/strace.sh
+	tools/apt.sh mosquitto 2.0
+	-tools/apt.sh strace 5.0
 	-tools/perf_analyzer.sh
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
@@ -34,7 +34,7 @@ else
 endif
 
 every-write: env
-	tools/strace.sh
+	tools/apt.sh strace 5.0
 	EVERY_WRITE=all $(PYTHON) -m pytest -s tests/faults/test_every_write.py
 
 powercut: env
@@ -47,7 +47,7 @@ check: env
 	$(PYTHON) -m pytest -q tests/test_layers.py
 
 bench: env
-	tools/mosquitto.sh
+	tools/apt.sh mosquitto 2.0
 	for program in benchmarks/[a-z]*.py; do $(PYTHON) $$program || exit 1; done
 
 clean:

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; RESULTS.md stays as it is")
     quick = parser.parse_args().quick
     if program() is None:
-        sys.exit("mosquitto is not here: run tools/mosquitto.sh")
+        sys.exit("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
     figures = {"load_before": round(os.getloadavg()[0], 1)}
     with new_plant() as plant:
         figures |= measure_plant(plant, swaps=3 if quick else 20, requests=300 if quick else 3000)

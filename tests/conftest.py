@@ -22,7 +22,7 @@ def seaweed(tmp_path_factory):
 def new_broker(tmp_path):
     """Makes running brokers: `new_broker(more="...", anonymous=False)`."""
     if broker_fake.program() is None:
-        pytest.skip("mosquitto is not here: run tools/mosquitto.sh")
+        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
     brokers = []
 
     def make(**options):

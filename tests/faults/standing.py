@@ -167,11 +167,14 @@ def told(device):
 
 def until_told(device, words, seconds=30.0):
     """Wait until `status` and `why` say something in words, for however short a time."""
-    heard = []
+    heard, seen = [], []
 
     def holds():
-        if not heard and all(words in said for said in told(device).values()):
-            heard.append(words)
+        state = device.state()
+        if not heard and state not in seen[-1:]:  # else both would say the same again
+            seen.append(state)
+            if all(words in said for said in told(device).values()):
+                heard.append(words)
         return heard
 
     try:
@@ -197,7 +200,7 @@ def facts_of(device, but=()):
 def standing(tmp_path_factory):
     """A device that serves and has confirmed the good release, asked by a camera all the time."""
     if mosquitto.program() is None:
-        pytest.skip("mosquitto is not here: run tools/mosquitto.sh")
+        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
     one = Standing(tmp_path_factory.mktemp("standing"))
     yield one
     one.close()

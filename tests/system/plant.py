@@ -122,6 +122,7 @@ class Device:
         self.log = self.folder / "agent.log"
         self.environment = {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
         self.agent = None
+        self.read = None, None  # which file its state was read from, and the state
 
     def write(self, tree):
         self.tree = tree
@@ -145,9 +146,14 @@ class Device:
         return self
 
     def state(self):
-        """What the agent says of itself, or None before it has said anything."""
+        """What the agent says of itself, or None before it has said anything; the same object until it says more."""
+        path = Path(self.tree["run_folder"]) / "state.json"
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads((Path(self.tree["run_folder"]) / "state.json").read_text())
+            found = path.stat()
+            file = found.st_ino, found.st_mtime_ns
+            if file != self.read[0]:
+                self.read = file, json.loads(path.read_text())
+            return self.read[1]
         return None
 
     def slot(self, slot=SLOT):
