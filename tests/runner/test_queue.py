@@ -181,3 +181,17 @@ def test_lanes_take_no_more_memory_than_there_is(monkeypatch):
     two.request(0, 16 * 1024**2)
     those.give_back(two)
     those.close()
+
+
+def test_the_first_lanes_keep_their_memory(monkeypatch):
+    """A lane that is used often has its pages; what a crowd needed once is given back."""
+    monkeypatch.setattr(lanes, "KEPT", 1)
+    those = Lanes()
+    one, two = those.take(), those.take()
+    for lane in (one, two):
+        lane.request(0, 1024**2)
+        those.give_back(lane)
+    assert those.take() is one
+    assert those.take() is not two
+    those.give_back(one)
+    those.close()
