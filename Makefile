@@ -2,6 +2,7 @@
 # demo  the main job, from nothing, on embedded defaults (S3=1: with a real S3 server)
 # test  every test    check  ruff, mypy, layers    bench  the measured claims
 # every-write  a kill before every write of a device (make test: forty-odd of them)
+# fuzz  the door under broken requests, for FUZZ_S=60 seconds
 # powercut  the power cut after every write of a device, in a User-Mode Linux guest: ten minutes
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -10,7 +11,7 @@ ALONE  := tests/attacks $(addprefix tests/faults/test_,disk.py every_write.py ki
           $(addprefix tests/system/test_,demo.py event_loop.py fleet.py main_job.py resource.py s3.py swaps.py)
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: env demo test check bench clean every-write powercut
+.PHONY: env demo test check bench clean every-write powercut fuzz
 
 env: $(STAMP)
 
@@ -36,6 +37,11 @@ endif
 every-write: env
 	tools/apt.sh strace 5.0
 	EVERY_WRITE=all $(PYTHON) -m pytest -s tests/faults/test_every_write.py
+
+# FUZZ_S seconds, 60 where it is not said.
+fuzz: env
+	-$(PYTHON) -c 'import atheris' || $(PYTHON) -m pip install -q 'atheris>=3.0'
+	$(PYTHON) -m tests.runner.fuzz
 
 powercut: env
 	$(PYTHON) -m tests.system.powercut

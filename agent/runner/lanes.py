@@ -4,7 +4,8 @@
    refused. So is one for which the others leave no memory.
 2. The client's bytes are received into the request arena, and sent from the answer arena: no copy in between.
 3. A lane is free again when the seat has answered (or is dead) and the client has all of the answer, not before.
-4. Arenas grow with the requests. One that grew past KEPT_BYTES is given back with its request.
+4. Arenas grow with the requests. The first KEPT lanes, which are taken first, keep up to KEPT_BYTES for the next
+   one; what others grew by is given back with their request.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from agent.core.errors import TransferError
 
 LANES = 64  # four times the cameras of a large device; each lane holds one frame
 FIRST_BYTES = 64 * 1024
-KEPT_BYTES = 8 * 1024**2  # a 640 x 640 float frame is 4.9 MB
+KEPT = 16  # cameras on one device that send at the same time
+KEPT_BYTES = 16 * 1024**2  # a 1280 x 1280 float frame is 19.7 MB, a 640 x 640 one 4.9 MB
 ALL_BYTES = 1024**3  # of all requests in a slot; the largest request alone is an eighth of it
 
 
@@ -59,7 +61,7 @@ class Lane(Pair):
     @property
     def is_large(self) -> bool:
         """Whether it holds more memory than a lane may keep."""
-        return sum(size(one) for one in self.descriptors) > KEPT_BYTES
+        return sum(size(one) for one in self.descriptors) > (KEPT_BYTES if self.number < KEPT else 2 * FIRST_BYTES)
 
     def close(self) -> None:
         """As `Pair.close`."""
@@ -72,7 +74,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._unused = list(reversed(range(LANES)))
-        self._free: list[Lane] = []  # last in, first out: its pages are there already
+        self._free: dict[int, Lane] = {}
         self._left = ALL_BYTES
 
     def take(self) -> Lane:
@@ -82,7 +84,7 @@ class Lanes:
             TransferError: as many requests are inside as may be.
         """
         if self._free:
-            return self._free.pop()
+            return self._free.pop(min(self._free))
         if not self._unused:
             raise TransferError(f"the queue is full: {LANES} requests wait or are being answered")
         return Lane(self._unused.pop(), self._reserve)
@@ -92,7 +94,7 @@ class Lanes:
         if lane.is_large:
             lane.close()
             lane = Lane(lane.number, self._reserve)
-        self._free.append(lane)
+        self._free[lane.number] = lane
 
     def _reserve(self, more: int) -> None:
         if more > self._left:
@@ -102,4 +104,4 @@ class Lanes:
     def close(self) -> None:
         """Gives back the lanes that are free."""
         while self._free:
-            self._free.pop().close()
+            self._free.popitem()[1].close()

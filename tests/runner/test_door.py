@@ -6,11 +6,13 @@ import json
 import re
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http as triton
 
 from agent.core.messages import Unload
-from tests.runner.conftest import SHAPE, binary, http, release
+from agent.runner.lanes import LANES
+from tests.runner.conftest import SHAPE, binary, descriptors_of, eventually, http, release
 
 JSON_REQUEST = {"inputs": [{"name": "x", "shape": SHAPE, "datatype": "FP32", "data": np.ones(SHAPE).tolist()}]}
 
@@ -97,7 +99,7 @@ async def test_a_client_that_waits_for_our_word(camera, served, x):
 async def test_cameras_that_leave_in_the_middle_take_no_lane_along(shared, served, x):
     """More clients than lanes stop in the middle of a body; the next one is served."""
     body, headers = binary(x)
-    for _ in range(40):
+    for _ in range(LANES + 8):
         camera = await shared.camera()
         camera.writer.write(http("POST", f"/v2/models/{served}/infer", body, **headers)[:-9])
         await camera.writer.drain()
@@ -107,7 +109,7 @@ async def test_cameras_that_leave_in_the_middle_take_no_lane_along(shared, serve
 
 
 async def test_many_cameras_at_once(shared, served, x):
-    """More cameras than lanes wait for each other, and each gets its own answer."""
+    """Forty cameras wait for each other, and each gets its own answer."""
     cameras = [await shared.camera() for _ in range(40)]
     frames = [x + number for number in range(40)]
     answers = await asyncio.gather(*(one.infer(served, frame) for one, frame in zip(cameras, frames, strict=True)))
@@ -201,6 +203,42 @@ async def test_a_request_that_is_none_is_refused(camera, served, request_bytes, 
     answer = await camera.answer()
     assert answer.status == status
     assert answer.json["error"]
+
+
+async def test_bad_requests_leave_nothing_behind(shared, served, x):
+    """After hundreds of them, of each kind, the runner has as many descriptors and as much memory as before."""
+    good, headers = binary(x)
+    bad = [
+        http("POST", f"/v2/models/{served}/infer", changed(shape=[1, 3, 8, 9])),
+        http("POST", f"/v2/models/{served}/infer", changed(datatype="FP64")),
+        http("POST", f"/v2/models/{served}/infer", changed(name="image")),
+        http("POST", f"/v2/models/{served}/infer", changed(data=None, parameters={"binary_data_size": 12})),
+        http("POST", f"/v2/models/{served}/infer", changed(data=None, parameters={"shared_memory_region": "r"})),
+        http("POST", f"/v2/models/{served}/infer", gzip.compress(bytes(3_000_000)), Content_Encoding="gzip"),
+        http("POST", f"/v2/models/{served}/infer", bytes(4_000_000)),
+        http("POST", f"/v2/models/{served}/infer", good, **headers)[:-9],  # truncated
+        http("POST", f"/v2/models/{served}/infer", b"{", Content_Length="100000000"),
+        http("POST", "/v2/models/nothing/infer", good, **headers),
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"\r\n" * 4000,
+    ]
+
+    async def knock(request: bytes) -> None:
+        camera = await shared.camera()
+        camera.writer.write(request)
+        camera.writer.write_eof()
+        await camera.reader.read()
+        camera.writer.close()
+
+    async def all_of_them(times: int) -> tuple[int, int]:
+        for _ in range(times):
+            await asyncio.gather(*(knock(request) for request in bad))
+        return descriptors_of(shared), psutil.Process(shared.process.pid).memory_info().rss
+
+    files, memory = await all_of_them(5)
+    _, now = await all_of_them(25)
+    await eventually(lambda: descriptors_of(shared) <= files)
+    assert now < memory + 8_000_000  # one body that is kept in each round would be a hundred
 
 
 async def test_numbers_that_do_not_fit_their_type_are_refused(agent, camera, slot):

@@ -10,30 +10,25 @@ from itertools import count
 import numpy as np
 import pytest
 
-from agent.core.documents import from_json, from_yaml
 from agent.core.errors import TransferError
 from agent.core.messages import Look, Promote, SeatRan, Slice
-from agent.core.release import Config, Metadata
 from agent.runner import door, lanes
-from agent.runner.holdings import Held, Holdings
+from agent.runner.holdings import Holdings
 from agent.runner.lanes import Lanes
 from agent.runner.slots import Slot
 from tests.runner.conftest import SHAPE, Camera, eventually, http, release
+from tests.runner.knocks import Seat as QuickSeat
 
 PATIENT = {"max_latency_p95_ms": 6000.0}  # a seat may take 30 s before it counts as hung
 
 
-class Seat:
+class Seat(QuickSeat):
     """A seat that answers each request with its input, when the test says so."""
 
     def __init__(self) -> None:
-        one = release(1)
-        self.place, self.held, self.inside = one.place, held(one), 0
-        self.state, self.ready, self.has_served = "proven", True, False
+        super().__init__(release(1))
         self.got: list[float] = []
         self._may = asyncio.Semaphore(0)
-
-    def raise_priority(self) -> None: ...
 
     async def run(self, lane, inputs, outputs, deadline_s):
         (tensor,) = inputs
@@ -47,14 +42,6 @@ class Seat:
     def answer(self, requests: int) -> None:
         for _ in range(requests):
             self._may.release()
-
-
-def held(one) -> Held:
-    return Held(
-        ref=one.ref, parts=one.announced, descriptors=(),
-        metadata=from_json(Metadata, one.parts["metadata.json"], "metadata"),
-        config=from_yaml(Config, one.parts["config.yaml"], "config"),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -193,4 +180,18 @@ def test_lanes_take_no_more_memory_than_there_is(monkeypatch):
     those.give_back(one)
     two.request(0, 16 * 1024**2)
     those.give_back(two)
+    those.close()
+
+
+def test_the_first_lanes_keep_their_memory(monkeypatch):
+    """A lane that is used often has its pages; what a crowd needed once is given back."""
+    monkeypatch.setattr(lanes, "KEPT", 1)
+    those = Lanes()
+    one, two = those.take(), those.take()
+    for lane in (one, two):
+        lane.request(0, 1024**2)
+        those.give_back(lane)
+    assert those.take() is one
+    assert those.take() is not two
+    those.give_back(one)
     those.close()

@@ -8,6 +8,7 @@ import pytest
 from agent.core.messages import Place, Promote
 from agent.runner import door, wire
 from agent.runner.holdings import Holdings
+from agent.runner.lanes import LANES
 from agent.runner.slots import Slot
 from tests.runner.conftest import CPU, Camera, http, release
 
@@ -24,6 +25,7 @@ async def knock(tmp_path):
         async def knock() -> Camera:
             return Camera(*await asyncio.open_unix_connection(tmp_path / "door.sock"))
 
+        knock.lanes = slot.lanes
         yield knock
         server.close()
         await a_door.close(1.0)
@@ -39,13 +41,14 @@ async def test_a_head_that_does_not_end_is_cut_off(knock, monkeypatch):
 
 
 async def test_a_body_that_does_not_end_is_cut_off(knock, monkeypatch):
-    """408 after the limit; the lane is free again."""
+    """408 after the limit; the lane is free again, and is the only one that was ever needed."""
     monkeypatch.setattr(wire, "BODY_S", 0.05)
-    for _ in range(20):
+    for _ in range(5):
         camera = await knock()
         camera.writer.write(http("POST", "/v2/models/a/infer", b"{", Content_Length="100"))
         assert (await camera.answer()).status == 408
         camera.writer.close()
+    assert (len(knock.lanes._free), len(knock.lanes._unused)) == (1, LANES - 1)
 
 
 async def test_more_connections_than_are_taken(knock, monkeypatch):
@@ -66,7 +69,7 @@ async def test_more_connections_than_are_taken(knock, monkeypatch):
 async def test_all_lanes_are_taken(knock, monkeypatch):
     """One request more than there are lanes is told at once how many are inside, and to come again."""
     monkeypatch.setattr(wire, "BODY_S", 5.0)
-    cameras = [await knock() for _ in range(65)]
+    cameras = [await knock() for _ in range(LANES + 1)]
     for camera in cameras:
         camera.writer.write(http("POST", "/v2/models/a/infer", b"{", Content_Length="100"))
         await camera.writer.drain()
