@@ -2,7 +2,7 @@
 
 Rules:
 1. A candidate that is not in parity with the golden samples is out, however fast.
-2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one.
+2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one (plan.py).
 3. Evidence counts while its key holds: same runtime, driver, precision and power mode.
 4. A release's config names the backends it may run on, in order, and may name several precisions, thread counts and
    OpenVINO devices: each combination that this device has is a candidate.

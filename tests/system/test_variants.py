@@ -1,12 +1,14 @@
 """One release with its weights in three precisions: each is a candidate on the device, and the fastest in parity serves."""
 
+import json
 import shutil
 
 import numpy as np
 import yaml
 
 from tests.backends import graphs
-from tests.system.plant import MODELS, ONE, UnixConnection, golden, infer
+from tests.system.client import command
+from tests.system.plant import MODELS, ONE, SLOT, UnixConnection, golden, infer
 
 WIDE = {"boxes": {"atol": 20.0, "rtol": 0.1}, "scores": {"atol": 0.3}}  # int8 with one scale for a whole tensor
 DETECTIONS = {"boxes": "boxes", "scores": "scores", "min_iou": 0.6, "max_score": 0.2, "max_alone": 0.3}
@@ -44,3 +46,12 @@ def test_the_fastest_precision_of_a_release_serves(plant, tmp_path):
     frame, wanted = golden(ONE)
     answer = infer(UnixConnection(device.door), frame)
     assert np.abs(answer.outputs["scores"] - wanted["scores"]).max() < 0.3
+
+    done = command(device, "bench", "--write", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    figures = {one["candidate"].get("precision", "fp32") for one in json.loads((tmp_path / f"{SLOT}.json").read_text())}
+    assert figures == {"fp32", "fp16", "int8"}
+    assert (tmp_path / f"{SLOT}.png").read_bytes().startswith(b"\x89PNG")
+    told = command(device, "why").stdout
+    assert "what serves was measured at" in told
+    assert "on CPUExecutionProvider" in " ".join(told.split())
