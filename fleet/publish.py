@@ -70,6 +70,11 @@ class Checked(Protocol):
         """golden.npz."""
         ...
 
+    @property
+    def variants(self) -> Mapping[str, bytes]:
+        """Weights in other precisions, by precision."""
+        ...
+
 
 def silent(step: str, done: int, total: int) -> None:
     """Tells nobody."""
@@ -221,6 +226,7 @@ def contents_of(checked: Checked) -> Mapping[str, bytes | Path]:
         "config.yaml": checked.config,
         "golden.npz": checked.golden,
         "model.onnx": checked.weights,
+        **{f"model.{precision}.onnx": weights for precision, weights in checked.variants.items()},
     }
 
 

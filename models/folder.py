@@ -1,7 +1,7 @@
 """Where the files of a release lie in a models folder.
 
-1. `weights/{name}.onnx` (or `.onnx.zst`), `metadata/{name}_metadata.json`, `configs/{name}_config.yaml`,
-   `golden/{name}_golden.npz`, `benchmarks/{name}.json`.
+1. `weights/{name}.onnx` (or `.onnx.zst`; in another precision `{name}.fp16.onnx`), `metadata/{name}_metadata.json`,
+   `configs/{name}_config.yaml`, `golden/{name}_golden.npz`, `benchmarks/{name}.json`.
 2. A document may also be the task's (`face_detection_metadata.json`), if it is of the release that is asked for:
    by its `name`, else by its `version` where that is a date, else because the folder holds no other release of
    the task. One file never answers for two releases.
@@ -48,21 +48,28 @@ class Folder:
     def releases(self) -> tuple[str, ...]:
         """The names whose weights are here, in alphabetical order."""
         files = (path.name for path in self.path.glob("weights/*") if path.name.endswith(_WEIGHTS))
-        return tuple(sorted({name.removesuffix(".zst").removesuffix(".onnx") for name in files}))
+        stems = {name.removesuffix(".zst").removesuffix(".onnx") for name in files}
+        return tuple(sorted(stem for stem in stems if "." not in stem))
 
-    def weights(self, name: str) -> Path:
-        """The file of the weights, plain where there are both.
+    def variants(self, name: str) -> tuple[str, ...]:
+        """The precisions in which the weights of a release lie here once more."""
+        files = (path.name.split(".") for path in self.path.glob(f"weights/{name}.*.onnx*"))
+        return tuple(sorted({parts[1] for parts in files if parts[2:] in (["onnx"], ["onnx", "zst"])}))
+
+    def weights(self, name: str, variant: str = "") -> Path:
+        """The file of the weights, plain where there are both; of a precision of its own where one is named.
 
         Raises:
             ModelNotFoundError: there is none; says what there is.
         """
+        stem = f"{name}.{variant}" if variant else name
         if _is_name(name):
             for ending in _WEIGHTS:
-                path = self.path / "weights" / f"{name}{ending}"
+                path = self.path / "weights" / f"{stem}{ending}"
                 if path.is_file():
                     return path
         there = ", ".join(self.releases()) or "none"
-        raise ModelNotFoundError(f"{self.path / 'weights' / name}.onnx: no such model; there are: {there}")
+        raise ModelNotFoundError(f"{self.path / 'weights' / stem}.onnx: no such model; there are: {there}")
 
     def metadata(self, name: str) -> tuple[Path, dict[str, Any]] | None:
         """The metadata of a release as it stands in its file, or None where there is none.

@@ -53,6 +53,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "confidence_threshold": "0 to 1; detections below it are not reported",
         "batch_size": "Images in one inference",
         "precision": "What backends compute in, unless optimization says otherwise for one of them",
+        "variants": "Precisions in which the weights lie there once more, as {name}.fp16.onnx; each is a candidate",
         "preprocessing": "How a camera's frame becomes the input tensor",
         "postprocessing": "NMS, filters and thresholds, for the program that reads the outputs",
         "optimization": (
@@ -74,9 +75,18 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "min_fps": "Lowest frames per second",
         "max_latency_p95_ms": "Highest 95th percentile of one inference, in milliseconds",
         "parity": "How far each output may be from its golden reference",
+        "detections": "Beside parity, for detectors: which detections must be found again",
         "max_memory_mb": "Most memory of the process that runs it",
         "min_accuracy": "Lowest accuracy in the metadata; checked when publishing",
         "max_error_rate": "Highest share of failed requests during the soak",
+    },
+    "Detections": {
+        "boxes": "The output of boxes: [..., n, 4], corners in any unit",
+        "scores": "The output of scores: [..., n] or [..., n, classes], 0 to 1",
+        "min_score": "From here on it is a detection",
+        "min_iou": "Least overlap of a detection and its golden partner, of the same class",
+        "max_score": "Most that the scores of the two differ",
+        "max_alone": "Highest share of detections without a partner, of both answers together",
     },
     "Tolerance": {
         "atol": "Absolute part of |difference| <= atol + rtol * |reference|",

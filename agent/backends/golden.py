@@ -2,20 +2,22 @@
 
 1. An `.npz` file with `in.<name>` and `out.<name>`; the first axis counts samples. Where the tensor's own first axis
    is a batch, the samples stand on it: sample i is `[i:i+1]`, or the i-th batch of a fixed size.
-2. An output passes when every |difference| <= atol + rtol * |reference|. NaN or Inf is never close to anything.
-3. A device never makes its own reference.
+2. The outputs of a detector also pass as detections, where the release's gates say which they are (agreement.py).
+3. An output passes when every |difference| <= atol + rtol * |reference|. NaN or Inf is never close to anything.
+4. A device never makes its own reference.
 """
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from agent.backends.agreement import alone
 from agent.backends.session import Array, Session
-from agent.core.candidate import Deviation
+from agent.core.candidate import MATCHED, Deviation
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Gates, Metadata, Tensor
 
@@ -54,13 +56,25 @@ def compare(session: Session, golden: Sequence[Sample], gates: Gates) -> tuple[D
     worst: dict[str, Deviation] = {}
     for sample in golden:
         names = list(sample.outputs)
-        for name, given in zip(names, session.run(names, sample.feeds), strict=True):
-            found = deviation(name, given, sample.outputs[name], gates)
-            before = worst.get(name, found)
-            worst[name] = Deviation(
-                output=name, max_abs=max(before.max_abs, found.max_abs), within=before.within and found.within
+        given = dict(zip(names, session.run(names, sample.feeds), strict=True))
+        for found in deviations(sample.outputs, given, gates):
+            before = worst.get(found.output, found)
+            worst[found.output] = Deviation(
+                output=found.output,
+                max_abs=max(before.max_abs, found.max_abs),
+                within=before.within and found.within,
             )
     return tuple(worst.values())
+
+
+def deviations(reference: Mapping[str, Array], given: Mapping[str, Array], gates: Gates) -> Iterator[Deviation]:
+    """How far each output of one answer is from its reference, and a detector's detections; raises as `compare`."""
+    for name, output in given.items():
+        yield deviation(name, output, reference[name], gates)
+    if (rule := gates.detections) is not None:
+        golden, found = ((answer[rule.boxes], answer[rule.scores]) for answer in (reference, given))
+        share = alone(golden, found, rule)
+        yield Deviation(output=MATCHED, max_abs=share, within=share <= rule.max_alone)
 
 
 def deviation(name: str, given: Array, reference: Array, gates: Gates) -> Deviation:

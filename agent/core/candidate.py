@@ -2,7 +2,7 @@
 
 Rules:
 1. A candidate that is not in parity with the golden samples is out, however fast.
-2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one.
+2. Of those that pass every gate, the one with the highest measured speed wins; ties go to the earlier one (plan.py).
 3. Evidence counts while its key holds: same runtime, driver, precision and power mode.
 4. A release's config names the backends it may run on, in order, and may name several precisions, thread counts and
    OpenVINO devices: each combination that this device has is a candidate.
@@ -63,12 +63,20 @@ class Found(Document):
     devices: tuple[str, ...] = ()  # OpenVINO's that work, beside the CPU
 
 
+MATCHED = "matched detections"  # in place of an output's name: the share that has no partner
+
+
 class Deviation(Document):
-    """How far one output is from its golden reference, over all samples."""
+    """How far one output is from its golden reference, over all samples; or the detections of all outputs."""
 
     output: str
     max_abs: Positive
     within: bool  # every element inside atol + rtol * |reference|
+
+    def __str__(self) -> str:
+        if self.output == MATCHED:
+            return f"{self.max_abs:.1%} of the detections have no partner in the golden reference, or are one too many"
+        return f"output {self.output} is {self.max_abs:.3g} away from its golden reference"
 
 
 class Latency(Document):
@@ -122,8 +130,7 @@ def judge(evidence: Evidence, gates: Gates) -> Failure | None:
         return evidence.failure
     for deviation in evidence.deviations:
         if not deviation.within:
-            reason = f"output {deviation.output} is {deviation.max_abs:.3g} away from its golden reference"
-            return Failure(kind=Kind.PARITY, reason=reason)
+            return Failure(kind=Kind.PARITY, reason=str(deviation))
     if evidence.memory_mb > gates.max_memory_mb:
         reason = f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
         return Failure(kind=Kind.MEMORY, reason=reason)

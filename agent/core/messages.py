@@ -15,7 +15,7 @@ from msgspec import Meta, field
 from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
 from agent.core.documents import Document
 from agent.core.errors import InputError
-from agent.core.release import Ref
+from agent.core.release import Config, Ref
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 
@@ -36,8 +36,18 @@ class Place(Document, order=True):
 WEIGHTS, METADATA, CONFIG, GOLDEN = PARTS = ("model.onnx", "metadata.json", "config.yaml", "golden.npz")
 
 
+def parts_of(config: Config) -> tuple[str, ...]:
+    """The files of a release: all of PARTS, and its weights in other precisions."""
+    return (*PARTS, *(weights_in(precision, config) for precision in config.variants))
+
+
+def weights_in(precision: str, config: Config) -> str:
+    """The file of the weights that a candidate of this precision loads."""
+    return f"model.{precision}.onnx" if precision in config.variants else WEIGHTS
+
+
 class Part(Document):
-    """One file of a release as it is handed over; a release has all of PARTS."""
+    """One file of a release as it is handed over."""
 
     name: str
     size: int

@@ -7,8 +7,8 @@ same function called on different facts.
 
 1. The goal is the desired release; where that is rejected, the last good one; else what is loaded and sound.
 2. While nothing sound serves, the last good release comes first: it needs no network and no trial.
-3. Each candidate of the goal is tried once; the fastest that passed serves. Building an engine takes minutes:
-   such candidates wait until another one serves.
+3. Each candidate of the goal is tried once; the fastest that passed serves, and of those as fast as measuring can tell
+   the first in the config's order. Building an engine takes minutes: such candidates wait until another one serves.
 4. At most three seats: serving, fall-back, trial. Under `resource` there is one.
 5. The fall-back through a soak is the last good seat, never an unconfirmed one while a last good one is loaded.
 """
@@ -20,6 +20,8 @@ from enum import StrEnum
 from agent.core.candidate import Candidate
 from agent.core.messages import Place
 from agent.core.release import Ref
+
+TIE = 0.03  # of the speed: two trials of one candidate in a minute differ by as much
 
 
 class Swap(StrEnum):
@@ -213,7 +215,8 @@ def place_of(goal: Ref, desired: Desired, seen: Observed) -> Place:
     places = open_places(goal, desired, seen)
     untried = [place for place in places if place not in seen.passed]
     passed = [place for place in places if place in seen.passed]
-    best = max(passed, key=lambda place: seen.passed[place], default=None)
+    fastest = max((seen.passed[place] for place in passed), default=0.0)
+    best = next((place for place in passed if seen.passed[place] >= (1 - TIE) * fastest), None)
     if best is not None and (desired.swap is Swap.RESOURCE or not is_sound(seen.serving, seen)):
         return best
     serves_goal = seen.serving is not None and seen.serving.ref == goal

@@ -21,6 +21,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 BackendName = Literal["tensorrt", "cuda", "openvino", "cpu"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Ref(Document, order=True):
@@ -80,12 +81,24 @@ class Tolerance(Document):
     rtol: NonNegative = 1e-3
 
 
+class Detections(Document):
+    """A detector's answers agree when all but so few detections have a partner: see agent/backends/agreement.py."""
+
+    boxes: str  # output of boxes: [..., n, 4], corners
+    scores: str  # output of scores: [..., n] or [..., n, classes]
+    min_score: Share = 0.5
+    min_iou: Share = 0.9
+    max_score: Share = 0.05  # between partners
+    max_alone: Share = 0.0  # of the detections of both answers
+
+
 class Gates(Document):
     """What a candidate must reach on the device before it may serve."""
 
     min_fps: NonNegative = 1.0
     max_latency_p95_ms: Positive = 10_000.0
     parity: Mapping[str, Tolerance] = field(default_factory=dict)  # output name: tolerance
+    detections: Detections | None = None  # beside parity, for detectors
     max_memory_mb: Positive = 4096.0
     min_accuracy: Share = 0.0  # against metadata.accuracy, when publishing
     max_error_rate: Share = 0.01  # of the requests during the soak
@@ -111,7 +124,8 @@ class Config(OpenDocument):
     input_size: tuple[int, int]  # height, width in pixels
     confidence_threshold: Share
     batch_size: Annotated[int, Meta(ge=1)] = 1
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    precision: Precision = "fp32"
+    variants: tuple[Precision, ...] = ()  # precisions in which the release holds its weights once more
     preprocessing: Preprocessing = Preprocessing()
     postprocessing: Mapping[str, Any] = field(default_factory=dict)
     optimization: Mapping[str, Any] = field(default_factory=dict)  # backend name: its options
@@ -126,7 +140,7 @@ class Config(OpenDocument):
 
     def precisions_on(self, backend: str) -> tuple[str, ...]:
         """The precisions that the release asks for on one backend, in order: its own, or the config's."""
-        return as_list(self.options(backend).get("precision", self.precision))
+        return as_list(self.options(backend).get("precision", tuple(dict.fromkeys((self.precision, *self.variants)))))
 
 
 def as_list(value: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.adapters.ledger import Ledger
-from agent.core.candidate import Candidate, Evidence, Failure, judge
+from agent.core.candidate import Candidate, Evidence, Failure, Latency, judge
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Facts, Load, Place, Trial, Tried, Unload
@@ -29,6 +29,11 @@ class Measured(Document):
     candidate: Candidate
     evidence: Evidence | None = None
     failure: Failure | None = None
+
+    @property
+    def latency(self) -> Latency | None:
+        """Of one inference, where it came so far."""
+        return self.evidence.latency_ms if self.evidence is not None else None
 
 
 @dataclass(eq=False)

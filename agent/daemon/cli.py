@@ -29,7 +29,7 @@ from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
 from agent.core.slot import slots_of
-from agent.daemon import doctor, show
+from agent.daemon import doctor, plot, show
 from agent.daemon.agent import Agent, first
 from agent.daemon.bench import Measured
 from agent.daemon.control import Question, ask
@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     one = add(commands, "bench", bench, "measure every candidate of a slot now, beside what serves")
     one.add_argument("slot", nargs="?", help="one slot (default: all)")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
+    one.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="keep SLOT.json there, and SLOT.png with the latencies"
+    )
     add(commands, "sync", sync, "ask the store now, without waiting for the next poll")
     add(commands, "pull", pull, "ask the store now, and show how what is wanted comes, until it serves")
     one = add(commands, "import", bring, "take releases and deployments from a file of `edge-fleet export`")
@@ -165,12 +168,16 @@ def why(arguments: argparse.Namespace) -> int:
 def bench(arguments: argparse.Namespace) -> int:
     """Fresh figures."""
     settings = read_settings(arguments.config)
-    result = asked(settings, Verb.BENCH, arguments.slot, BENCH_S)
+    found = asked(settings, Verb.BENCH, arguments.slot, BENCH_S)["measured"]
     if arguments.json:
-        print(json.dumps(result["measured"], indent=2))
-        return 0
-    for slot, measured in result["measured"].items():
-        Console().print(show.bench(slot, from_tree(tuple[Measured, ...], measured, "bench")))
+        print(json.dumps(found, indent=2))
+    for slot, tree in found.items():
+        measured = from_tree(tuple[Measured, ...], tree, "bench")
+        if not arguments.json:
+            Console().print(show.bench(slot, measured))
+        if arguments.write is not None:
+            files.write_durably(arguments.write / f"{slot}.json", json.dumps(tree, indent=2).encode())
+            plot.draw(f"{slot} on {settings.device}", measured, arguments.write / f"{slot}.png")
     return 0
 
 

@@ -116,7 +116,7 @@ def why(state: State, names: Iterable[str]) -> RenderableType:
     parts: list[RenderableType] = [Text(f"! {what}", style=BAD) for what in troubles(state)]
     for name in names:
         slot = state.slots[name]
-        parts += [Text(reason_of(slot)), evidence_table(slot)]
+        parts += [Text(reason_of(slot)), evidence_table(slot), Text(proof_of(slot), style=DIM)]
         parts += [
             Text(f"rejected {one.ref.name} ({one.failure.kind}): {one.failure.reason}", style=BAD)
             for one in slot.rejections
@@ -142,11 +142,31 @@ def reason_of(slot: SlotState) -> str:
     )
 
 
+def proof_of(slot: SlotState) -> str:
+    """When and how what serves was measured, and what it was held against."""
+    place = (slot.digest, slot.candidate)
+    trials = (one.evidence for one in slot.trials if (one.place.ref.digest, str(one.place.candidate)) == place)
+    evidence = next(trials, None)
+    if evidence is None:
+        return "no evidence of what serves is kept here" if slot.serving else ""
+    off = ", ".join(f"{one.output} {one.max_abs:.2g}" for one in evidence.deviations)
+    conditions = {
+        key: value if isinstance(value, str) else f"{value:.4g}" for key, value in evidence.conditions.items()
+    }
+    state = ", ".join(f"{key} {value}" for key, value in sorted(conditions.items()))
+    return (
+        f"what serves was measured at {evidence.taken} on {', '.join(evidence.providers)}; "
+        f"loaded in {evidence.load_s:.2f} s; off its golden samples by {off}; {state}"
+    )
+
+
 def evidence_table(slot: SlotState) -> Table:
     """What was measured of each candidate."""
     table = figures_table()
     for one in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one.evidence))):
-        add_figures(table, short(one.place.ref.name, slot.slot), one.place.candidate, one.evidence, one.failure)
+        serves = (one.place.ref.digest, str(one.place.candidate)) == (slot.digest, slot.candidate)
+        name = f"{'> ' if serves else ''}{short(one.place.ref.name, slot.slot)}"
+        add_figures(table, name, one.place.candidate, one.evidence, one.failure)
     return table
 
 

@@ -9,6 +9,7 @@
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,11 @@ from agent.adapters.channel import close_all
 from agent.adapters.memory_file import digest, read, reserve, seal, size
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import CONFIG, METADATA, PARTS, Part
+from agent.core.messages import CONFIG, METADATA, PARTS, Part, parts_of
 from agent.core.release import Config, Metadata, Ref
 
 FRESH = 4  # releases that never served: one for each slot of a device that updates four at once
+VARIANT = re.compile(r"model\.[a-z0-9]+\.onnx")  # weights in another precision, which the config names
 PART_BYTES = 4 * 1024**3  # the largest vision model of the field is a quarter of that
 
 
@@ -91,13 +93,17 @@ class Holdings:
 
 
 def _check_parts(ref: Ref, parts: Sequence[Part]) -> None:
-    names = sorted(part.name for part in parts)
-    if names != sorted(PARTS):
-        raise BackendError(f"{ref}: its parts are {names}; a release has {sorted(PARTS)}", Kind.STRUCTURE)
+    _require_names(ref, parts, (*PARTS, *{part.name for part in parts if VARIANT.fullmatch(part.name)}))
     for part in parts:
         if not 0 <= part.size <= PART_BYTES:
             reason = f"{ref}: {part.name} is {part.size} bytes; 0 to {PART_BYTES} are allowed"
             raise BackendError(reason, Kind.STRUCTURE)
+
+
+def _require_names(ref: Ref, parts: Sequence[Part], wanted: Iterable[str]) -> None:
+    names = sorted(part.name for part in parts)
+    if names != sorted(wanted):
+        raise BackendError(f"{ref}: its parts are {names}; a release has {sorted(wanted)}", Kind.STRUCTURE)
 
 
 def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -129,4 +135,5 @@ def _checked(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Hel
         raise BackendError(str(error), Kind.STRUCTURE) from error
     if metadata.name != ref.name:
         raise BackendError(f"{ref}: its metadata is that of {metadata.name}", Kind.STRUCTURE)
+    _require_names(ref, parts, parts_of(config))
     return Held(ref=ref, parts=tuple(parts), descriptors=tuple(descriptors), metadata=metadata, config=config)

@@ -31,7 +31,7 @@ from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
-from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS, FromSeat, Slice, ToSeat
+from agent.core.messages import CONFIG, GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
 from agent.core.release import Config, Metadata
 from agent.runner.frame import frame_shape, normalise
 
@@ -119,7 +119,7 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
     metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
     config = from_yaml(Config, read(parts[CONFIG]), CONFIG)
-    weights = f"/proc/self/fd/{parts[WEIGHTS]}"
+    weights = f"/proc/self/fd/{parts[weights_in(ask.place.candidate.precision, config)]}"
     check_model(weights, metadata.compatibility, ask.place.candidate.backend)
     session = open_session(weights, ask.place.candidate, config)
     check_tensors(session, metadata)
@@ -131,8 +131,7 @@ def prove(model: Model) -> messages.Done | messages.Refused:
     """Whether the loaded model computes what its golden samples say."""
     off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
     if off:
-        reason = ", ".join(f"output {one.output} is {one.max_abs:.3g} away from its golden reference" for one in off)
-        return messages.Refused(failure=Failure(kind=Kind.PARITY, reason=reason))
+        return messages.Refused(failure=Failure(kind=Kind.PARITY, reason=", ".join(map(str, off))))
     return messages.Done()
 
 

@@ -34,6 +34,26 @@ def network(path, name="input", shape=SHAPE, opset=17, seed=0, *, listed=False):
     return save(path, nodes, inputs, outputs, [("weight", weight)], opset)
 
 
+def in_precision(source, path, precision):
+    """The model at `source` with the weights of its convolutions in fp16 or int8, and its inputs and outputs as they were."""
+    model = onnx.load(str(source))
+    used = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    for weight in [one for one in model.graph.initializer if one.name in used]:
+        array, name = numpy_helper.to_array(weight), f"{weight.name}_{precision}"
+        scale = max(float(np.abs(array).max()) / 127, 1e-12)
+        stored = array.astype(np.float16) if precision == "fp16" else np.round(array / scale).astype(np.int8)
+        model.graph.initializer.remove(weight)
+        model.graph.initializer.append(numpy_helper.from_array(stored, name))
+        node = helper.make_node("Cast", [name], [weight.name], to=TensorProto.FLOAT)
+        if precision == "int8":
+            model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), f"{name}_scale"))
+            node = helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [weight.name])
+        model.graph.node.insert(0, node)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+    return path
+
+
 def detector(path, batch=1, dtype="float32", size=640, width=16):
     """A detector's backbone and heads, of YOLOv8n's size at 640 pixels (8 GFLOP): `output` [batch, cells, 84]."""
     made = _Layers(dtype)

@@ -51,7 +51,7 @@ MUTANTS = {
         "choices = (seen.serving, seen.last_good)",
     ),
     "fall back to a failed seat": ("one != place and is_sound(one, seen)", "one != place"),
-    "the slowest serves": ("best = max(passed", "best = min(passed"),
+    "the slowest serves": ("fastest = max(", "fastest = min("),
     "never try the second candidate": (
         "    if quick:\n        return quick[0]\n",
         "    if quick and best is None:\n        return quick[0]\n",

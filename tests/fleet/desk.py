@@ -1,6 +1,6 @@
 """A whole desk on a folder: keys, a repository, and a tiny release."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -32,6 +32,7 @@ class Checked:
     weights: object = WEIGHTS
     golden: bytes = b"golden"
     notes: tuple = ("its name is nice",)
+    variants: dict = field(default_factory=dict)
 
 
 def checked(name=NEW, **changes):

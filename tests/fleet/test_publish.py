@@ -48,6 +48,12 @@ def test_a_published_release_opens_on_a_device(desk):
     assert hashlib.sha256(desk.store.read(info.key, 1 << 20)).hexdigest() == ref.digest
 
 
+def test_weights_in_other_precisions_are_parts_of_the_release(desk):
+    """They are sealed with it, and a device opens them with it."""
+    desk.publish(variants={"int8": b"in eight bits"})
+    assert opened(desk)["model.int8.onnx"] == b"in eight bits"
+
+
 def test_weights_may_lie_in_a_file(desk, tmp_path):
     """Large weights never have to fit into memory."""
     (tmp_path / "model.onnx").write_bytes(WEIGHTS)

@@ -14,6 +14,7 @@ from agent.backends.golden import load_golden
 from agent.core.documents import from_json
 from agent.core.release import Config, Metadata
 from models.check import REFERENCE, UnfitError, check_release
+from models.folder import open_folder
 from models.storage import compress_weights
 from tests.backends import graphs
 
@@ -213,6 +214,60 @@ def test_weights_in_another_file_are_told(release):
     model = onnx.load(str(path))
     onnx.save(model, str(path), save_as_external_data=True, location="w.bin", size_threshold=0)
     assert "another file" in problems(folder)[0]
+
+
+def with_variants(folder, *precisions):
+    weights = folder / "weights" / f"{NAME}.onnx"
+    for precision in precisions:
+        graphs.in_precision(weights, weights.with_suffix(f".{precision}.onnx"), precision)
+    return folder
+
+
+WIDE = {"parity": {"features": {"atol": 0.1}, "scores": {"atol": 0.1}}}
+
+
+def test_weights_in_other_precisions_are_published_too(release):
+    """What the config names lies there, answers the golden samples within the gates, and is no release of its own."""
+    folder = with_variants(release(config=config(variants=["fp16", "int8"], gates=WIDE)), "fp16", "int8")
+    checked = check_release(folder, NAME)
+    assert set(checked.variants) == {"fp16", "int8"}
+    assert checked.variants["int8"] == (folder / "weights" / f"{NAME}.int8.onnx").read_bytes()
+    assert open_folder(folder).releases() == (NAME,)
+
+
+@pytest.mark.parametrize(
+    ("variants", "there", "told"),
+    [
+        (["fp16", "int8"], ["fp16"], f"there is no weights/{NAME}.int8.onnx"),
+        (["fp16"], ["fp16", "int8"], "`variants` does not name int8"),
+        (["fp32"], ["fp32"], "variants name fp32, which is the precision of"),
+    ],
+)
+def test_variants_that_are_not_what_the_config_says_are_told(release, variants, there, told):
+    """Files and config name the same precisions, none twice."""
+    folder = with_variants(release(config=config(variants=variants, gates=WIDE)), *there)
+    assert told in "\n".join(problems(folder))
+
+
+def test_a_variant_that_no_device_would_take_is_told(release):
+    """Weights in int8 that miss the release's own gates are noticed at the desk, not on every device."""
+    strict = {"parity": {"scores": {"atol": 1e-5}}}
+    folder = with_variants(release(config=config(variants=["int8"], gates=strict)), "int8")
+    assert "weights in int8: output features is" in "\n".join(problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"boxes": "corners", "scores": "scores"}, "gates.detections names 'corners'"),
+        ({"boxes": "features", "scores": "scores", "min_score": 0.01}, "are no boxes"),
+        ({"boxes": "features", "scores": "scores", "min_score": 0.9}, "take inputs that show something"),
+    ],
+)
+def test_a_gate_for_detections_that_proves_nothing_is_told(release, rule, told):
+    """It names boxes and scores, and the golden samples show something."""
+    dim = {"in.input": IMAGES * np.float32(0.2 if rule.get("min_score") == 0.9 else 1)}
+    assert told in "\n".join(problems(release(config=config(gates={"detections": rule}), golden=dim)))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

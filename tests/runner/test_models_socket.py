@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.adapters import memory_file
 from agent.adapters.channel import Channel, close_all, connect
@@ -27,6 +28,7 @@ from agent.core.messages import (
     Look,
     Offer,
     Place,
+    Prove,
     Refused,
     Seal,
     Stop,
@@ -149,6 +151,28 @@ async def test_metadata_of_another_release_is_refused(agent):
     other = json.loads(release(1).parts["metadata.json"]) | {"name": "pose_yolov8n_coco_20250101"}
     reply = await agent.hand_over(altered(release(1), "metadata.json", json.dumps(other).encode()))
     assert isinstance(reply, Refused)
+
+
+async def test_each_precision_loads_its_own_weights(agent, slot):
+    """A release may hold its weights twice: the candidate's precision says which are loaded."""
+    one = altered(release(1, factor=2.0, variants=["int8"]), "model.onnx", release(1, factor=3.0).parts["model.onnx"])
+    one = altered(one, "model.int8.onnx", release(1, factor=2.0).parts["model.onnx"])
+    assert await agent.hand_over(one) == Done()
+    for precision, is_right in (("int8", True), ("fp32", False)):
+        place = Place(ref=one.ref, candidate=replace(CPU, precision=precision))
+        await agent.ask(Load(slot=slot, place=place))
+        assert (await agent.ask(Prove(slot=slot, place=place)) == Done()) is is_right
+        await agent.ask(Unload(slot=slot, place=place))
+
+
+@pytest.mark.parametrize("variants", [[], ["fp16"], ["fp16", "int8"]])
+async def test_weights_that_the_config_does_not_name_are_refused(agent, variants):
+    """Parts and config name the same precisions, or it is no release."""
+    one = altered(release(1, variants=variants), "model.int8.onnx", release(1).parts["model.onnx"])
+    reply = await agent.hand_over(one)
+    assert isinstance(reply, Refused)
+    assert reply.failure.kind == "structure"
+    assert "model.int8.onnx" in reply.failure.reason
 
 
 async def test_parts_that_are_no_release_are_refused(agent):
