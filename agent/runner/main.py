@@ -10,14 +10,13 @@ import asyncio
 import logging
 import os
 import pwd
-import resource
 import signal
 import socket
 import sys
 from pathlib import Path
 
 from agent.adapters.channel import Channel, listen
-from agent.adapters.service import listen_sockets, notify, watchdog_interval
+from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
 from agent.core.messages import Ask
 from agent.runner.orders import Runner
 
@@ -31,7 +30,7 @@ log = logging.getLogger("edge-runner")
 def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # requests hold what cameras see
+    leave_no_dump()  # requests hold what cameras see
     asyncio.run(serve(arguments()))
 
 
