@@ -5,8 +5,10 @@ sd_watchdog_enabled(3), sd_listen_fds(3).
 """
 
 import os
+import resource
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 FIRST_DESCRIPTOR = 3
 BEATS_PER_DEADLINE = 3  # one lost beat is no reason to be killed
@@ -30,6 +32,16 @@ def watchdog_interval() -> float | None:
     if not deadline.isdigit() or (process and process != str(os.getpid())):
         return None
     return int(deadline) / 1e6 / BEATS_PER_DEADLINE
+
+
+def leave_no_dump() -> None:
+    """Keeps keys, weights and frames out of dumps: nothing of this process and its children's memory goes into one.
+
+    The limit is for files; whoever takes dumps through a pipe (core(5)) may not ask it, but finds an empty one.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):  # a kernel that was built without dumps
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def listen_sockets() -> dict[str, socket.socket]:

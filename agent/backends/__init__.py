@@ -39,14 +39,20 @@ _CONFIG = Config(input_size=(2, 2), confidence_threshold=0.0)
 _INPUT = np.array([[1, 2], [-3, 4]], np.float32)
 
 
-def open_session(path: str, candidate: Candidate, config: Config) -> Session:
+def open_session(path: str, candidate: Candidate, config: Config, engine: bytes = b"") -> Session:
     """A session on exactly the candidate's backend; `path` may be `/proc/self/fd/N` of a sealed memory file.
+
+    Args:
+        path: where the ONNX model lies.
+        candidate: what to compute with.
+        config: the release's.
+        engine: what `Session.engine` gave for the same three, on a backend that has engines; empty: build one.
 
     Raises:
         BackendError: STRUCTURE, when there is no ONNX model at `path`; else this device cannot run it; says why.
     """
     try:
-        return _library(candidate.backend).open_session(path, candidate, config)
+        return _library(candidate.backend).open_session(path, candidate, config, engine)
     except InputError as error:
         raise BackendError(str(error), Kind.STRUCTURE) from error
 
@@ -121,7 +127,7 @@ class _Library(Protocol):
     NAME: str
     VERSION: str
 
-    def open_session(self, path: str, candidate: Candidate, config: Config) -> Session:
+    def open_session(self, path: str, candidate: Candidate, config: Config, engine: bytes) -> Session:
         """A session on exactly the candidate's backend."""
 
     def supported_opset(self) -> int | None:

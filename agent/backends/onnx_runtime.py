@@ -62,18 +62,22 @@ class OnnxRuntimeSession(ort.InferenceSession):  # type: ignore[misc] # the libr
             return {}
         return {name: parts.count(name) for name in dict.fromkeys(parts)}
 
+    def engine(self) -> None:
+        """None: what its TensorRT provider builds, it gives to nobody but a file, in clear."""
+
     def close(self) -> None:
         """As `Session.close`; ONNX Runtime has no call of its own for it."""
         self._sess = None
 
 
-def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntimeSession:
-    """A session on exactly the candidate's backend.
+def open_session(path: str, candidate: Candidate, config: Config, engine: bytes = b"") -> OnnxRuntimeSession:
+    """A session on exactly the candidate's backend; it has no engines.
 
     Raises:
         InputError: there is no ONNX model at `path`.
         BackendError: this device, runtime or backend cannot run it.
     """
+    del engine
     if candidate.backend is not Backend.TENSORRT:
         check_precision(path, candidate)
     provider = PROVIDERS[candidate.backend]

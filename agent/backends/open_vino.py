@@ -2,7 +2,8 @@
 
 1. The precision is always told: left alone, OpenVINO computes in bf16 on recent CPUs, and scores move.
 2. A device is named, never chosen by OpenVINO: AUTO and HETERO would move parts of a graph to the CPU unseen.
-3. No cache folder: what OpenVINO writes there holds the weights in clear.
+3. No cache folder: what OpenVINO writes there holds the weights in clear, also where it is told to encrypt. An engine
+   (a compiled model, exported) is bytes in memory that whoever keeps them seals.
 4. Its Python package reports its own import to a statistics service through `openvino_telemetry`: that module is
    made to look absent before the import.
 """
@@ -31,7 +32,7 @@ class OpenVinoSession(Ports):
 
     def __init__(self, model: Any, head: OnnxHead) -> None:
         super().__init__(_ports(model.inputs, head.inputs), _ports(model.outputs, head.outputs))
-        self._request = model.create_infer_request()
+        self._model, self._request = model, model.create_infer_request()
         self._providers = [f"OpenVINO:{device}" for device in model.get_property("EXECUTION_DEVICES")]
 
     def _computed(self, feeds: Sequence[Array]) -> Sequence[Array]:
@@ -45,22 +46,30 @@ class OpenVinoSession(Ports):
         """The devices that compute, as `OpenVINO:CPU`."""
         return self._providers
 
+    def engine(self) -> memoryview:
+        """As `Session.engine`."""
+        exported: memoryview = self._model.export_model().getbuffer()
+        return exported
+
     def close(self) -> None:
         """As `Session.close`."""
-        self._request = None
+        self._model = self._request = None
 
 
-def open_session(path: str, candidate: Candidate, config: Config) -> OpenVinoSession:
-    """A session in exactly the candidate's precision.
+def open_session(path: str, candidate: Candidate, config: Config, engine: bytes = b"") -> OpenVinoSession:
+    """A session in exactly the candidate's precision; an engine spares it the compilation.
 
     Raises:
         InputError: there is no ONNX model at `path`.
         BackendError: this device or runtime cannot run it.
     """
     head = read_head(path)
-    device, core = candidate.device or "CPU", ov.Core()
+    device, core, options = candidate.device or "CPU", ov.Core(), _options(candidate, config)
     try:
-        model = core.compile_model(core.read_model(path), device, _options(candidate, config))
+        if engine:
+            model = core.import_model(engine, device, options)
+        else:
+            model = core.compile_model(core.read_model(path), device, options)
     except MemoryError as error:
         raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
     except RuntimeError as error:  # the one class that it raises, whatever happened

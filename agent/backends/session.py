@@ -62,6 +62,12 @@ class Session(Protocol):
     def get_providers(self) -> Sequence[str]:
         """Where it computes, first choice first."""
 
+    def engine(self) -> memoryview | None:
+        """What was built for this device, which `open_session` takes back; None: the backend has no such thing.
+
+        It holds the weights.
+        """
+
     def close(self) -> None:
         """Give back what it holds."""
 

@@ -1,7 +1,7 @@
 """NVIDIA TensorRT by its own module: Jetsons, whose ONNX Runtime wheels have no kernels for their GPU.
 
 1. The engine lives in memory alone: `build_serialized_network` gives bytes, `deserialize_cuda_engine` takes them.
-   An engine holds the weights; on disk it would be the model in clear.
+   An engine holds the weights; on disk it would be the model in clear. Whoever keeps one seals it.
 2. The timing cache holds no weights: it is kept in the service's cache folder, where it has one, and makes the
    next build several times shorter.
 3. An input of an open size needs a range: `profiles:` in the config, or else batch_size and input_size fix it.
@@ -65,6 +65,10 @@ class TensorRtSession(Ports):
         """`TensorRT` alone: nothing of an engine runs elsewhere."""
         return ["TensorRT"]
 
+    def engine(self) -> memoryview:
+        """As `Session.engine`."""
+        return memoryview(self._engine.serialize())
+
     def close(self) -> None:
         """As `Session.close`."""
         with self._lock:
@@ -98,8 +102,8 @@ class TensorRtSession(Ports):
         return address
 
 
-def open_session(path: str, candidate: Candidate, config: Config) -> TensorRtSession:
-    """Build an engine in exactly the candidate's precision, which takes minutes, and a session on it.
+def open_session(path: str, candidate: Candidate, config: Config, engine: bytes = b"") -> TensorRtSession:
+    """A session in exactly the candidate's precision; to build its engine takes minutes, to take one back a second.
 
     Raises:
         InputError: there is no ONNX model at `path`.
@@ -108,10 +112,10 @@ def open_session(path: str, candidate: Candidate, config: Config) -> TensorRtSes
     read_head(path)
     log = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(log, "")
-    engine = trt.Runtime(log).deserialize_cuda_engine(_build(log, path, candidate, config))
-    if engine is None:
+    taken = trt.Runtime(log).deserialize_cuda_engine(engine or _build(log, path, candidate, config))
+    if taken is None:
         raise BackendError(f"{candidate}: TensorRT {VERSION} does not take back its own engine: its log says why")
-    return TensorRtSession(engine)
+    return TensorRtSession(taken)
 
 
 def supported_opset() -> None:

@@ -123,6 +123,11 @@ class Evidence(Document):
     conditions: Mapping[str, str | float] = field(default_factory=dict)  # temperature, clocks, load, power mode
     taken: str = ""  # ISO 8601, UTC
 
+    @property
+    def is_proof(self) -> bool:
+        """Whether the candidate computed its golden samples right, and lived."""
+        return self.failure is None and all(one.within for one in self.deviations)
+
 
 def judge(evidence: Evidence, gates: Gates) -> Failure | None:
     """The first gate that the evidence misses, or None when the candidate may serve."""

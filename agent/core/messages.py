@@ -46,6 +46,11 @@ def weights_in(precision: str, config: Config) -> str:
     return f"model.{precision}.onnx" if precision in config.variants else WEIGHTS
 
 
+def engine_of(candidate: Candidate) -> str:
+    """The name of what a candidate's backend built of a release for this device, as a part."""
+    return f"engine.{str(candidate).replace('/', '-')}"
+
+
 class Part(Document):
     """One file of a release as it is handed over."""
 
@@ -64,7 +69,10 @@ class Hello(Document, tag=True):
 
 
 class Offer(Document, tag=True):
-    """Asks for one empty memory file per part. Answer: Done, with that many descriptors, in order."""
+    """Asks for one empty memory file per part. Answer: Done, with that many descriptors, in order.
+
+    An engine is offered alone, when its release is held; the next Load of its candidate takes it, or builds anew.
+    """
 
     ref: Ref
     parts: tuple[Part, ...]
@@ -85,7 +93,10 @@ class Load(Document, tag=True):
 
 
 class Trial(Document, tag=True):
-    """Full trial of a loaded seat: tensors, golden samples, warm-up, benchmark. Answer: Tried or Refused."""
+    """Full trial of a loaded seat: tensors, golden samples, warm-up, benchmark. Answer: Tried or Refused.
+
+    Whichever of Trial and Prove a seat passes first brings the engine that it built, if any, as a descriptor.
+    """
 
     slot: str
     place: Place
@@ -246,7 +257,8 @@ class Answer(Document, tag=True):
 
 
 # --- the runner and a seat ------------------------------------------------------------------------------------
-# Descriptors: SeatLoad brings one per part, LaneOpen two (request and answer arena).
+# Descriptors: SeatLoad brings one per part, and an engine behind them where there is one; LaneOpen two (request and
+# answer arena); the first Tried or Done of a seat that proves its model the engine that it built.
 
 
 class SeatLoad(Document, tag=True):

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.adapters.channel import close_all
 from agent.adapters.ledger import Ledger
 from agent.core.candidate import Candidate, Evidence, Failure, Latency, judge
 from agent.core.documents import Document
@@ -76,7 +77,8 @@ class Bench:
             await self.steps.hold(place.ref)
             await self.runner.ask(Load(slot=slot + SHADOW, place=place))
             order = Trial(slot=slot + SHADOW, place=place, key=device.key(place.candidate), runs=RUNS)
-            reply, _ = await self.runner.ask(order)
+            reply, engine = await self.runner.ask(order)
+            close_all(engine)
         except BackendError as error:
             return Measured(candidate=place.candidate, failure=Failure.of(error))
         finally:

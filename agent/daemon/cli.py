@@ -10,7 +10,6 @@ import ctypes
 import json
 import logging
 import os
-import resource
 import select
 import signal
 import sys
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID
 
 from agent import VERSION
 from agent.adapters import files
+from agent.adapters.service import leave_no_dump
 from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf", "mqtt"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are in this memory
+    leave_no_dump()  # keys are in this memory
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else each worker thread keeps memory of its own, about 2 MB
     asyncio.run(serve(settings))
     return 0

@@ -1,4 +1,4 @@
-"""What this device can open: its own key, and the epoch keys that grants brought it.
+"""What this device can open: its own key, the epoch keys that grants brought it, and what it sealed for itself.
 
 A grant is believed once, when it comes, and kept as it was believed: still sealed to this device's key. So a
 sealed release opens without a network, and no epoch key ever lies on the disk in clear. Epochs are only added: an old
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec.structs import replace
 from tuf.api.metadata import Targets
@@ -19,9 +21,11 @@ from agent.adapters.ledger import Ledger
 from agent.core.errors import InputError, TransferError, TrustError
 from agent.trust.grant import Grant, believe_grant, open_granted, unwrap_key
 from agent.trust.listing import Listing, target_path
-from agent.trust.sealing import Opener
+from agent.trust.sealing import KEY_BYTES, Opener, bind
 
 PIECE_BYTES = 1024 * 1024
+SCALAR_BYTES = 32  # of a P-256 private key
+ENGINE_DOMAIN = "edge-model-agent/engines/v1"
 
 
 class Keyring:
@@ -69,6 +73,11 @@ class Keyring:
         except TrustError as error:  # of what this device was granted, not of the release
             raise TransferError(f"{name}: {error}") from error
         return unwrap_key(wrap.key, self._epochs()[wrap.epoch], target_path(name), wrap.group, wrap.epoch)
+
+    def engine_key(self) -> bytes:
+        """What seals engines on this disk. It follows from the device's own key: nobody else in the fleet has it."""
+        secret = self._private.private_numbers().private_value.to_bytes(SCALAR_BYTES, "big")
+        return HKDF(SHA256(), KEY_BYTES, None, bind(ENGINE_DOMAIN, self.device)).derive(secret)
 
     def _epochs(self) -> Mapping[int, ec.EllipticCurvePrivateKey]:
         grant = self._grant()

@@ -19,7 +19,7 @@ from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
 from agent.core.errors import BackendError, Kind, TransferError
-from agent.core.messages import Counters, Facts, Incident, Place, Prove
+from agent.core.messages import Counters, Facts, Incident, Place
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
@@ -117,7 +117,7 @@ class Reconciler:
     async def _take(self, step: plan.Step, device: Device) -> None:
         name, subject = type(step).__name__.lower(), subject_of(step)
         self._show(name, subject)
-        if isinstance(step, plan.Confirm) and not await self._has_evidence(step.place):
+        if isinstance(step, plan.Confirm) and not await self._has_evidence(step.place, device):
             return
         outcome = await self._do(step, device)
         if outcome is None:
@@ -220,7 +220,7 @@ class Reconciler:
         await asyncio.to_thread(self._condemn, place, failure, device)
         self._tell_of("rejected", place, step="soak", reason=failure.reason)
 
-    async def _has_evidence(self, place: Place) -> bool:
+    async def _has_evidence(self, place: Place, device: Device) -> bool:
         """Whether the soak rests on requests or probes; one probe is made where it does not."""
         counters = await self._counters()
         if counters is None:
@@ -228,11 +228,9 @@ class Reconciler:
         if has_evidence(counters) or self._probes[place]:
             return True
         try:
-            await self.runner.ask(Prove(slot=self.slot, place=place))
+            await self.steps.prove(self.slot, place, device)
         except BackendError as error:
-            device = self.device()
-            if device is not None:
-                await self._miss_soak(place, Failure.of(error), device)
+            await self._miss_soak(place, Failure.of(error), device)
         except TransferError:
             return False
         else:

@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.adapters import files
+from agent.adapters import files, memory_file
+from agent.adapters.channel import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
-from agent.core.messages import Facts, Look, Order, Refused, Reply, SlotFacts, Stop
+from agent.core.messages import Facts, Look, Order, Part, Refused, Reply, SlotFacts, Stop
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
+from agent.trust.sealing import Opener
 
 LOG = "runner.log"
 LOG_BYTES = 4096  # of its end: enough for the last line
@@ -129,3 +131,25 @@ def open_log(folder: Path) -> BinaryIO:
     """Where a runner of ours writes what it has to say; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / LOG).open("ab")
+
+
+def announced(opener: Opener) -> tuple[Part, ...]:
+    """The parts of what is about to be opened, as the runner is told of them."""
+    return tuple(Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
+
+
+def pour(opener: Opener, descriptors: list[int]) -> None:
+    """Write every part of what is open into its memory file; they are closed here: a thread cannot be cancelled.
+
+    Raises:
+        TrustError: a byte is not what was sealed.
+        BackendError: these are not files for these parts.
+    """
+    try:
+        if len(descriptors) != len(opener.parts):
+            raise BackendError(f"edge-runner gave {len(descriptors)} memory files for {len(opener.parts)} parts")
+        offsets = [0] * len(descriptors)
+        for index, piece in opener.pieces():
+            offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
+    finally:
+        close_all(descriptors)

@@ -6,7 +6,7 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 
 import asyncio
 import contextlib
-import os
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.adapters import files, memory_file
-from agent.adapters.fetch import Mismatch, NoRoom, fetch
+from agent.adapters import files
+from agent.adapters.fetch import RESERVE_BYTES, Mismatch, NoRoom, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.source import Source
 from agent.adapters.tuf_client import TargetInfo, Trusted
@@ -30,8 +30,9 @@ from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, tr
 from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord, confirm
 from agent.daemon.deltas import Deltas
+from agent.daemon.engines import Engines
 from agent.daemon.keyring import Keyring
-from agent.daemon.runner_link import RunnerLink
+from agent.daemon.runner_link import RunnerLink, announced, pour
 from agent.trust.listing import read_listing, target_path
 from agent.trust.sealing import Opener
 
@@ -89,6 +90,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.progress: dict[str, Progress] = {}
         self._deltas = Deltas(self.ledger, self.keyring, self._open)
+        self._engines = Engines(self.folder / "engines", self.keyring, self.runner)
         self._handing_over = asyncio.Lock()
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
@@ -108,11 +110,11 @@ class Steps:
             case plan.Verify(release):
                 return self._verify(slot, release, device)
             case plan.Load(place):
-                return self._load(slot, place)
+                return self._load(slot, place, device)
             case plan.Trial(place):
                 return self._try(slot, place, device)
             case plan.Prove(place):
-                return self.runner.ask(messages.Prove(slot=slot, place=place))
+                return self.prove(slot, place, device)
             case plan.Promote(place, fallback):
                 hold_s = self.hold_s(slot)
                 return self.runner.ask(messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=hold_s))
@@ -147,6 +149,8 @@ class Steps:
         with files.saying_why(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
         progress.total = info.length
+        if files.free_bytes(destination) < info.length + RESERVE_BYTES:
+            self._engines.fit(0)
         self._require_quota(ref)
 
         def count(done: int) -> None:
@@ -171,15 +175,23 @@ class Steps:
 
     def _require_quota(self, ref: Ref) -> None:
         """Raises NoRoom where what is kept and what every slot fetches now are more than the quota."""
-        known = self.ledger.all("release", ReleaseRecord).values()
-        kept = {one.ref.name: one.size / 1e6 for one in known if one.ref != ref}
+        kept = self._kept_mb(ref)
         coming = sum(one.total for one in self.progress.values()) / 1e6
+        self._engines.fit(self._room(ref) - coming * 1e6)
         if self.quota_mb is not None and coming + sum(kept.values()) > self.quota_mb:
             names = ", ".join(f"{name} {size:.1f}" for name, size in kept.items()) or "nothing"
             raise NoRoom(
                 f"{ref.name}: {coming:.1f} MB are to come and {sum(kept.values()):.1f} MB are kept ({names}), "
                 f"more than the quota_mb of {self.quota_mb:.1f} in agent.yaml: raise it, or deploy a smaller release"
             )
+
+    def _kept_mb(self, but: Ref | None = None) -> dict[str, float]:
+        known = self.ledger.all("release", ReleaseRecord).values()
+        return {one.ref.name: one.size / 1e6 for one in known if one.ref != but}
+
+    def _room(self, but: Ref | None = None) -> float:
+        """Bytes that the quota leaves beside the releases that are kept."""
+        return math.inf if self.quota_mb is None else (self.quota_mb - sum(self._kept_mb(but).values())) * 1e6
 
     def _listed(self, ref: Ref) -> tuple[Trusted, TargetInfo]:
         trusted = self.trusted()
@@ -257,14 +269,20 @@ class Steps:
 
     def _remove_files(self, ref: Ref) -> None:
         sealed = self.sealed_path(ref)
-        for path in (*sealed.parent.glob(f"{sealed.name}*"), *self._document_paths(ref)):
+        for path in (*self.folder.glob(f"*/{sealed.name}*"), *self._document_paths(ref)):
             path.unlink(missing_ok=True)
 
     # --- seats -------------------------------------------------------------------------------------------------
 
-    async def _load(self, slot: str, place: Place) -> None:
+    async def _load(self, slot: str, place: Place, device: Device) -> str:
+        """Load a place, with its engine where one is kept; what was done, in words."""
         await self.hold(place.ref)
-        await self.runner.ask(messages.Load(slot=slot, place=place))
+        return await self._engines.load(messages.Load(slot=slot, place=place), device)
+
+    async def prove(self, slot: str, place: Place, device: Device) -> None:
+        """Have a loaded seat compute its golden samples; what it built is kept."""
+        _, engine = await self.runner.ask(messages.Prove(slot=slot, place=place))
+        await asyncio.to_thread(self._engines.keep, place, device, engine, self._room())
 
     async def hold(self, ref: Ref) -> None:
         """Make the runner hold a release that is verified here."""
@@ -277,31 +295,24 @@ class Steps:
     async def _hand_over(self, ref: Ref) -> None:
         """Open the sealed release into memory files that the runner made."""
         opener = await asyncio.to_thread(self._opened, ref)
-        parts = tuple(messages.Part(name=part.name, size=part.size, sha256=part.sha256) for part in opener.parts)
-        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=parts))
+        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
         await asyncio.to_thread(self._pour, ref, opener, received)
         await self.runner.ask(messages.Seal(ref=ref))
 
     def _pour(self, ref: Ref, opener: Opener, descriptors: list[int]) -> None:
-        """Write every part into its memory file. The descriptors are closed here: a thread cannot be cancelled."""
-        try:
-            if len(descriptors) != len(opener.parts):
-                raise BackendError(f"edge-runner gave {len(descriptors)} memory files for {len(opener.parts)} parts")
-            with self._blaming(ref):
-                pour(opener, descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        with self._blaming(ref):
+            pour(opener, descriptors)
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key = device.key(place.candidate)
-        reply, _ = await self.runner.ask(messages.Trial(slot=slot, place=place, key=key))
+        reply, engine = await self.runner.ask(messages.Trial(slot=slot, place=place, key=key))
         assert isinstance(reply, messages.Tried), reply
         release = self._release(place.ref)
         assert release.config is not None
         failure = judge(reply.evidence, release.config.gates)
         if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
             failure = None  # it was good enough to be confirmed; slow is better than dark
+        await asyncio.to_thread(self._engines.keep, place, device, engine, self._room() if failure is None else 0)
         await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
@@ -385,17 +396,6 @@ class Steps:
             if name not in known | wanted and not name.startswith(files.TEMP):
                 with contextlib.suppress(OSError):  # a disk that refuses is told elsewhere
                     path.unlink()
-
-
-def pour(opener: Opener, descriptors: list[int]) -> None:
-    """Write every part of an open release into its memory file.
-
-    Raises:
-        TrustError: a byte is not what was sealed.
-    """
-    offsets = [0] * len(descriptors)
-    for index, piece in opener.pieces():
-        offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
 
 
 def check_metadata(metadata: Metadata, ref: Ref, slot: str) -> None:

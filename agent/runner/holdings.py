@@ -1,28 +1,34 @@
-"""What the runner holds of releases: sealed memory files, one per part.
+"""What the runner holds of releases: sealed memory files, one per part, and engines of them.
 
 1. A part is believed when its sealed bytes have the size and digest that the agent announced, not before.
 2. A release that seats or standing orders need is kept. So are a few that were sealed and never served: their
    other candidates come next. The rest is forgotten at once: weights in memory are memory the models lack.
 3. What fails at handing over says nothing against the release: the agent verified it before. Only documents that
    break their form do.
-4. Reserving and hashing take a while for large weights: they are done in a thread.
+4. An engine is believed by nobody: a seat proves it. One that a seat failed with is not tried again; one whose
+   candidate left goes, too.
+5. Reserving and hashing take a while for large weights: they are done in a thread.
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.adapters.channel import close_all
 from agent.adapters.memory_file import digest, read, reserve, seal, size
+from agent.core.candidate import Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import CONFIG, METADATA, PARTS, Part, parts_of
+from agent.core.messages import CONFIG, METADATA, PARTS, Part, engine_of, parts_of
 from agent.core.release import Config, Metadata, Ref
 
 FRESH = 4  # releases that never served: one for each slot of a device that updates four at once
 VARIANT = re.compile(r"model\.[a-z0-9]+\.onnx")  # weights in another precision, which the config names
 PART_BYTES = 4 * 1024**3  # the largest vision model of the field is a quarter of that
+
+log = logging.getLogger("edge-runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,27 @@ class Held:
     descriptors: tuple[int, ...]
     metadata: Metadata
     config: Config
+    engines: dict[str, int] = field(default_factory=dict)  # name: its memory file, sealed
+
+    def engine(self, candidate: Candidate) -> tuple[int, ...]:
+        """A candidate's engine; empty where none is held."""
+        return tuple(number for name, number in self.engines.items() if name == engine_of(candidate))
+
+    def keep_engine(self, candidate: Candidate, given: list[int]) -> None:
+        """Holds what a seat gave away, in place of an earlier one."""
+        self.drop_engine(candidate)
+        try:
+            seal(given[0])
+        except TransferError as error:  # a corrupt process may give anything
+            log.warning("release=%s step=engine outcome=refused reason=%s", self.ref, error)
+        else:
+            self.engines[engine_of(candidate)] = given.pop(0)
+        close_all(given)
+
+    def drop_engine(self, candidate: Candidate) -> None:
+        """Forgets a candidate's engine."""
+        close_all(self.engine(candidate))
+        self.engines.pop(engine_of(candidate), None)
 
 
 class Holdings:
@@ -48,28 +75,35 @@ class Holdings:
         """One empty memory file for each part, to be written by the agent; ours to close.
 
         Raises:
-            BackendError: they are not the parts of a release (STRUCTURE), or there is no room (MEMORY).
+            BackendError: they are neither the parts of a release nor an engine of one that is held (STRUCTURE), or
+                there is no room (MEMORY).
         """
-        _check_parts(ref, parts)
+        if ref not in self.held or not _is_engine(parts):
+            _check_parts(ref, parts)
         descriptors = await asyncio.to_thread(_reserve, ref, parts)
         self._withdraw(ref)
         self._offered[ref] = (tuple(parts), descriptors)
         return descriptors
 
     async def seal(self, ref: Ref) -> None:
-        """Holds the release.
+        """Holds the release, or the engine of one.
 
         Raises:
             BackendError: why not; a release that was refused is forgotten.
         """
-        if ref in self.held:
+        held = self.held.get(ref)
+        if held is not None and not _is_engine(self._offered.get(ref, ((), ()))[0]):
             self._withdraw(ref)
             return
         if ref not in self._offered:
             raise BackendError(f"{ref}: nothing of it is offered, or another seal took it: offer its parts again")
         parts, descriptors = self._offered.pop(ref)
         try:
-            self.held[ref] = await asyncio.to_thread(_checked, ref, parts, descriptors)
+            await asyncio.to_thread(_seal, ref, parts, descriptors)
+            if held is None:
+                self.held[ref] = await asyncio.to_thread(_parsed, ref, parts, descriptors)
+            else:
+                held.engines[parts[0].name] = descriptors[0]
         except BackendError:
             close_all(descriptors)
             raise
@@ -85,11 +119,15 @@ class Holdings:
         kept.update(fresh[-FRESH:])
         dropped = [self.held.pop(ref) for ref in list(self.held) if ref not in kept]
         self._served &= kept
-        return [descriptor for held in dropped for descriptor in held.descriptors]
+        return [number for held in dropped for number in (*held.descriptors, *held.engines.values())]
 
     def _withdraw(self, ref: Ref) -> None:
         _, descriptors = self._offered.pop(ref, ((), ()))
         close_all(descriptors)
+
+
+def _is_engine(parts: Sequence[Part]) -> bool:
+    return len(parts) == 1 and parts[0].name not in PARTS
 
 
 def _check_parts(ref: Ref, parts: Sequence[Part]) -> None:
@@ -117,20 +155,24 @@ def _reserve(ref: Ref, parts: Sequence[Part]) -> tuple[int, ...]:
     return tuple(descriptors)
 
 
-def _checked(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held:
+def _seal(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> None:
+    for part, number in zip(parts, descriptors, strict=True):
+        try:
+            seal(number)
+        except TransferError as error:
+            raise BackendError(f"{ref}: {error}") from error
+        if (size(number), digest(number)) != (part.size, part.sha256):
+            raise BackendError(
+                f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
+                "of it was written; it is handed over again"
+            )
+
+
+def _parsed(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held:
     files = dict(zip((part.name for part in parts), descriptors, strict=True))
     try:
-        for part in parts:
-            seal(files[part.name])
-            if (size(files[part.name]), digest(files[part.name])) != (part.size, part.sha256):
-                raise BackendError(
-                    f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
-                    "of it was written; it is handed over again"
-                )
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
         config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
-    except TransferError as error:
-        raise BackendError(f"{ref}: {error}") from error
     except InputError as error:
         raise BackendError(str(error), Kind.STRUCTURE) from error
     if metadata.name != ref.name:

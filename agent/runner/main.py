@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import pwd
-import resource
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters.channel import frames_beside, listen
-from agent.adapters.service import listen_sockets, notify, watchdog_interval
+from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
 from agent.runner.orders import Runner
 
 FINISH_S = 20.0  # what is inside is answered within the time that a hung seat is killed in, or not at all
@@ -34,7 +33,7 @@ log = logging.getLogger("edge-runner")
 def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # requests hold what cameras see
+    leave_no_dump()  # requests hold what cameras see
     asyncio.run(serve(arguments()))
 
 

@@ -138,27 +138,28 @@ class Runner:
                 return Done(), ()
             case messages.Hello():
                 return refused("Hello comes first, and once", Kind.STRUCTURE), ()
-        return await self._act_on_slot(order), ()
+        return await self._act_on_slot(order)
 
-    async def _act_on_slot(self, order: SlotOrder) -> Reply:
+    async def _act_on_slot(self, order: SlotOrder) -> tuple[Reply, Descriptors]:
         slot = self._slot(order.slot)
         match order:
             case messages.Load():
                 seat = await slot.load(order.place, order.deadline_s)
                 assert seat.ready is not None
-                return seat.ready
+                return seat.ready, ()
             case messages.Trial():
                 ask = messages.SeatTrial(key=order.key, runs=order.runs)
-                return await slot.trial(order.place, ask, order.deadline_s)
+                return await slot.trial(order.place, ask, order.deadline_s), slot.new_engine(order.place)
             case messages.Prove():
                 await slot.prove(order.place, order.deadline_s)
+                return Done(), slot.new_engine(order.place)
             case messages.Promote():
                 slot.promote(order)
             case messages.Unload():
                 await slot.unload(order.place)
                 if slot.is_unused and self.slots.pop(order.slot, None) is not None:
                     await slot.close()
-        return Done()
+        return Done(), ()
 
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:

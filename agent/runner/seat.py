@@ -4,12 +4,14 @@
 2. Inputs are read where the client's bytes were received: an array over shared memory, not a copy.
 3. It dies with the runner, leaves no core dump, and answers whatever a library raises as a failure. What it
    cannot answer (a crash, a hang) the runner sees.
-4. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
+4. An engine that comes along is taken only if it computes the golden samples right; else the model is built anew. One
+   that was built here is given away once, when it is proven.
+5. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
 """
 
 import ctypes
+import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -21,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.adapters.channel import Packets, close_all
-from agent.adapters.memory_file import grow, map_for_reading, map_shared, read
+from agent.adapters.memory_file import grow, map_for_reading, map_shared, read, reserve, write
+from agent.adapters.service import leave_no_dump
 from agent.backends import check_model, open_session, probe
 from agent.backends.golden import compare, load_golden
-from agent.backends.hardware import gpu_memory_mb
+from agent.backends.hardware import gpu_memory_mb, peak_memory_mb
 from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
@@ -38,6 +41,9 @@ from agent.runner.frame import frame_shape, normalise
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions like
 REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ENGINE_FACTOR = 2  # an engine is about as large as the weights; while it is exported it may be there twice
+
+log = logging.getLogger("edge-runner")
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -109,7 +115,7 @@ def all_finite(arrays: Arrays) -> bool:
     return all(one.dtype.kind != "f" or bool(np.isfinite(one).all()) for one in arrays.values())
 
 
-def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
+def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b"") -> Model:
     """The model, loaded from memory files that need not stay open.
 
     Raises:
@@ -121,17 +127,21 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
     config = from_yaml(Config, read(parts[CONFIG]), CONFIG)
     weights = f"/proc/self/fd/{parts[weights_in(ask.place.candidate.precision, config)]}"
     check_model(weights, metadata.compatibility, ask.place.candidate.backend)
-    session = open_session(weights, ask.place.candidate, config)
+    session = open_session(weights, ask.place.candidate, config, engine)
     check_tensors(session, metadata)
     golden = load_golden(read(parts[GOLDEN]), metadata)
     return Model(ask.place.candidate, session, metadata, config, golden, time.monotonic() - started, gpu_before_mb)
 
 
-def prove(model: Model) -> messages.Done | messages.Refused:
-    """Whether the loaded model computes what its golden samples say."""
+def prove(model: Model) -> messages.Done:
+    """Return when the loaded model computes what its golden samples say.
+
+    Raises:
+        BackendError: PARITY, when it does not; else it failed.
+    """
     off = [one for one in compare(model.session, model.golden, model.config.gates) if not one.within]
     if off:
-        return messages.Refused(failure=Failure(kind=Kind.PARITY, reason=", ".join(map(str, off))))
+        raise BackendError(", ".join(map(str, off)), Kind.PARITY)
     return messages.Done()
 
 
@@ -147,6 +157,7 @@ class Seat:
         self._channel = channel
         self._lanes: dict[int, Lane] = {}
         self._model: Model | None = None
+        self._export_mb = 0.0  # room to export the engine in; 0 where there is none to give away
 
     def serve(self) -> None:
         """Answers until the runner closes the channel."""
@@ -157,7 +168,9 @@ class Seat:
                 continue
             answer = self._answer(message, descriptors)
             close_all(descriptors)
-            self._channel.send(answer)
+            engine = self._engine(answer)
+            self._channel.send(answer, engine)
+            close_all(engine)
 
     def _open(self, number: int, descriptors: Sequence[int]) -> None:
         old = self._lanes.pop(number, None)
@@ -179,7 +192,7 @@ class Seat:
 
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         if isinstance(message, messages.SeatLoad):
-            self._model = load(message, descriptors)
+            self._model = self._load(message, descriptors)
             return messages.Loaded(pid=os.getpid(), load_s=self._model.load_s)
         if self._model is None:
             raise BackendError("this seat holds no model: load one first")
@@ -190,13 +203,43 @@ class Seat:
         assert isinstance(message, messages.SeatProve)
         return prove(self._model)
 
+    def _load(self, ask: messages.SeatLoad, descriptors: Sequence[int]) -> Model:
+        parts, engines = descriptors[: len(ask.parts)], descriptors[len(ask.parts) :]
+        try:
+            for engine in engines:
+                model = load(ask, parts, read(engine))
+                prove(model)
+                return model
+        except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
+            reason = str(error)[:REASON_CHARACTERS]
+            log.warning("release=%s step=load outcome=built anew reason=its engine: %s", ask.place, reason)
+        weights = max(part.size for part in ask.parts if part.name.endswith(".onnx"))
+        self._export_mb = ENGINE_FACTOR * weights / 1e6
+        return load(ask, parts)
+
+    def _engine(self, answer: FromSeat) -> tuple[int, ...]:
+        """A memory file with the engine that was built here, at its first proof; none where the gate leaves no room."""
+        is_proof = answer.evidence.is_proof if isinstance(answer, messages.Tried) else isinstance(answer, messages.Done)
+        if not (is_proof and self._model and self._export_mb):
+            return ()
+        room_mb = self._model.config.gates.max_memory_mb - peak_memory_mb()
+        needed_mb, self._export_mb = self._export_mb, 0.0
+        try:
+            if needed_mb <= room_mb and (content := self._model.session.engine()) is not None:
+                engine = reserve("engine", len(content))
+                write(engine, content)
+                return (engine,)
+        except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
+            log.warning("release=%s step=engine outcome=none reason=%s", self._model.metadata.name, error)
+        return ()
+
 
 def settle(parent: int) -> None:
     """Makes this process one that dies with its parent and leaves no dump."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the runner is gone")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    leave_no_dump()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the runner, which lets us finish
 
 

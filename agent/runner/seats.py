@@ -69,6 +69,7 @@ class Seat:
         self.place = place
         self.held = held
         self.state = "loading"
+        self.has_built = False  # an engine, which `held` holds now and nobody was told of
         self.has_served = False  # clients' requests may be inside
         self.inside = 0  # of them, as the slot counts
         self.load_deadline_s = 0.0
@@ -129,7 +130,7 @@ class Seat:
         self.load_deadline_s = deadline_s
         ask = SeatLoad(place=self.place, parts=self.held.parts)
         try:
-            ready = await self.ask(ask, deadline_s, self.held.descriptors)
+            ready = await self.ask(ask, deadline_s, (*self.held.descriptors, *self.held.engine(self.place.candidate)))
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
@@ -173,7 +174,7 @@ class Seat:
         assert self._process is not None
         try:
             while (received := await self._channel.receive()) is not None:
-                self._take(received[0])
+                self._take(*received)
         except (InputError, IndexError) as error:  # a corrupt process may say anything
             self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: the seat talks nonsense: {error}")
         finally:
@@ -250,7 +251,10 @@ class Seat:
         except TransferError:
             self._kill()  # gone, or as good as: one order less than we count would shift all answers behind it
 
-    def _take(self, message: FromSeat) -> None:
+    def _take(self, message: FromSeat, given: list[int]) -> None:
+        if given:
+            self.held.keep_engine(self.place.candidate, given)
+            self.has_built = True
         waiting = self._waiting.popleft()
         if not waiting.answer.done():
             waiting.answer.set_result(message)

@@ -111,7 +111,7 @@ class Slot:
         seat = self._loaded(place)
         tried = await seat.ask(ask, deadline_s)
         assert isinstance(tried, messages.Tried)
-        if tried.evidence.failure is None and all(one.within for one in tried.evidence.deviations):
+        if tried.evidence.is_proof:
             seat.state = "proven"
         self._changed()
         return tried
@@ -133,6 +133,14 @@ class Slot:
             self.tally.probe(failed=False)
         seat.state = "proven"
         self._changed()
+
+    def new_engine(self, place: Place) -> tuple[int, ...]:
+        """The engine that a seat has built and proven, once."""
+        seat = self._seats.get(place)
+        if seat is None or not seat.has_built:
+            return ()
+        seat.has_built = False
+        return seat.held.engine(place.candidate)
 
     def promote(self, order: Promote) -> None:
         """The swap.
@@ -163,6 +171,8 @@ class Slot:
             self._changed()
             await seat.leave()
         await self._end(place)
+        if seat is not None:
+            seat.held.drop_engine(place.candidate)
 
     @property
     def is_unused(self) -> bool:
@@ -370,6 +380,7 @@ class Slot:
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
         except Exception:  # whatever it is, no seat stays that is loading for ever
+            held.drop_engine(place.candidate)
             await seat.end()
             self._remove(seat)
             raise

@@ -13,7 +13,7 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import IO, Annotated, Literal, cast
 
 import numpy as np
@@ -69,7 +69,7 @@ def bind(*words: str | int) -> bytes:
 
 def seal(
     key: bytes, path: str, parts: Sequence[SealedPart], contents: Iterable[Iterable[bytes]], salt: bytes = b""
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """The sealed release, piece by piece; `contents` brings the bytes of each part, in any pieces.
 
     With the salt of an earlier call, the octets are the same again; see SaltedEncryptor.
@@ -161,14 +161,15 @@ def ungrouped(block: bytes, group: int) -> memoryview:
 class Opener:
     """Opens one sealed release: `parts` is known at once, `pieces` brings their bytes in order."""
 
-    def __init__(self, key: bytes, path: str, sealed: Iterable[bytes], size: int) -> None:
+    def __init__(self, key: bytes, path: str, sealed: Iterable[bytes], size: int | None) -> None:
         """Reads as far as the header.
 
         Args:
             key: the content key.
             path: the release's TUF path.
             sealed: the sealed bytes, in any pieces.
-            size: the size of all parts together that the signed listing gives.
+            size: the size of all parts together that the signed listing gives; None where nobody but the reader has
+                the key.
 
         Raises:
             TrustError: the key or the path is another's, or the header is not one.
@@ -199,13 +200,13 @@ class Opener:
         if self._read(1) or self._plain.read(1):
             raise TrustError(f"{self._path}: goes on behind its last part; publish it anew")
 
-    def _read_header(self, size: int) -> tuple[SealedPart, ...]:
+    def _read_header(self, size: int | None) -> tuple[SealedPart, ...]:
         length = int.from_bytes(self._plain.exactly(4), "big")
         if length > HEADER_BYTES:
             raise TrustError(f"{self._path}: its header has {length} bytes; at most {HEADER_BYTES}. Publish it anew")
         header = parse_signed(Header, self._plain.exactly(length), f"header of {self._path}")
         declared = sum(part.size for part in header.parts)
-        if declared != size:
+        if size not in {None, declared}:
             raise TrustError(f"{self._path}: holds {declared} bytes; its signed listing says {size}. Publish it anew")
         if len({part.name for part in header.parts}) != len(header.parts):
             raise TrustError(f"{self._path}: two parts have one name; publish it anew")

@@ -272,3 +272,25 @@ def test_loading_a_library_tells_nobody(tmp_path, module):
     ).replace("os.environ['ORT_DISABLE_TELEMETRY']", "os.environ.get('ORT_DISABLE_TELEMETRY')")
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "HOME": str(tmp_path)})
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_an_engine_gives_the_same_session_again(model, candidate, config):
+    """Where a backend has engines, one that was given away opens as what it was built of: names, answers, precision."""
+    session = open_session(str(model), candidate, config)
+    engine = session.engine()
+    assert (engine is None) == (candidate.backend is Backend.CPU)
+    again = open_session(str(model), candidate, config, bytes(engine or b""))
+    assert all(map(np.array_equal, again.run(None, FEEDS), session.run(None, FEEDS)))
+    for ports in ("get_inputs", "get_outputs"):
+        assert [(one.name, list(one.shape), one.type) for one in getattr(again, ports)()] == [
+            (one.name, list(one.shape), one.type) for one in getattr(session, ports)()
+        ]
+    assert again.get_providers() == session.get_providers()
+
+
+def test_what_is_no_engine_is_refused(model, config):
+    """OpenVINO's error is a failure of the backend, as any other at a load."""
+    pytest.importorskip("openvino", reason="the openvino extra is not installed")
+    candidate = Candidate(backend=Backend.OPENVINO, threads=1)
+    with pytest.raises(BackendError, match="does not load it"):
+        open_session(str(model), candidate, config, bytes(4096))

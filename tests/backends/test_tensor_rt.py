@@ -99,6 +99,21 @@ def test_the_timing_cache_alone_is_kept(cuda, tmp_path, monkeypatch):
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [b"timed;timed;"]
 
 
+def test_an_engine_is_taken_back_and_not_built_again(cuda, tmp_path):
+    """What the session gave away answers as it did; nothing is built for it."""
+    engine = bytes(open_session(relu(tmp_path), HALF, config()).engine())
+    built = len(fake.built)
+    session = open_session(relu(tmp_path), HALF, config(), engine)
+    assert session.run(None, {"input": IMAGE})[0].tolist() == [[0, 2, 0, 4]]
+    assert len(fake.built) == built
+
+
+def test_an_engine_that_tensorrt_refuses_is_an_error(cuda, tmp_path):
+    """One of another version or GPU is None to TensorRT; the caller is told."""
+    with pytest.raises(BackendError, match="does not take back its own engine"):
+        open_session(relu(tmp_path), HALF, config(), b"of another version (")
+
+
 def test_an_operator_that_tensorrt_has_not_is_told(cuda, tmp_path):
     """The parser's reasons are in the error."""
     path = str(graphs.chain(tmp_path / "m.onnx", ["Sigmoid"]))

@@ -115,7 +115,10 @@ class Runtime:
         pass
 
     def deserialize_cuda_engine(self, content):
-        shape, span = eval(content)
+        try:
+            shape, span = eval(content)
+        except SyntaxError:
+            return None
         return Engine(shape, span)
 
 
@@ -124,6 +127,9 @@ class Engine:
 
     def __init__(self, shape, span):
         self.shape, self.span = shape, span
+
+    def serialize(self):
+        return repr((self.shape, self.span)).encode()
 
     def get_tensor_name(self, place):
         return ("input", "output")[place]

@@ -325,7 +325,7 @@ async def slot(shared):
     name = f"slot_{next(_numbers)}"
     yield name
     agent = await shared.agent()
-    for seat in agent.client.facts.slots[name].seats if name in agent.client.facts.slots else ():
+    for seat in (await agent.ask(Look())).slot(name).seats:  # what is told unasked may not have come yet
         await agent.ask(Unload(slot=name, place=seat.place))
     await agent.client.close()
 
