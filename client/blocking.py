@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.adapters.channel import Packets, close_all
+from agent.adapters.packets import Packets, close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen
 from client.answer import Answer, UnavailableError, error_of

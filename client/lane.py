@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agent.adapters.channel import close_all, frames_beside
+from agent.adapters.channel import frames_beside
 from agent.adapters.memory_file import arena, grow, map_for_reading, map_shared
+from agent.adapters.packets import close_all
 from agent.core.messages import Infer, Inferred, Slice
 from client.answer import Answer, RequestError
 

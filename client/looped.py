@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.adapters.channel import Channel, close_all, connect
+from agent.adapters.channel import Channel, connect
+from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen
 from client.answer import Answer, ClientError, UnavailableError, error_of

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.adapters.channel import Channel, close_all, connect
+from agent.adapters.channel import Channel, connect
+from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Answer, Ask, Facts, Hello, Order, Refused, Reply, Welcome
 

@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.adapters.channel import close_all
 from agent.adapters.ledger import Ledger
+from agent.adapters.packets import close_all
 from agent.core.candidate import Candidate, Evidence, Failure, Latency, judge
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, TransferError

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters import files
-from agent.adapters.channel import close_all
 from agent.adapters.fetch import require_room
+from agent.adapters.packets import close_all
 from agent.core.errors import BackendError, EdgeError, TransferError, TrustError
 from agent.core.messages import Load, Offer, Place, Seal, engine_of
 from agent.core.records import Device

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import files, memory_file
-from agent.adapters.channel import close_all
+from agent.adapters.packets import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
 from agent.core.messages import Facts, Look, Order, Part, Refused, Reply, SlotFacts, Stop

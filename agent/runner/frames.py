@@ -18,8 +18,9 @@ from itertools import count
 import numpy as np
 from msgspec.structs import replace
 
-from agent.adapters.channel import Channel, close_all
+from agent.adapters.channel import Channel
 from agent.adapters.memory_file import is_arena, size
+from agent.adapters.packets import close_all
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
 from agent.runner.door import Door

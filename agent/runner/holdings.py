@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agent.adapters.channel import close_all
 from agent.adapters.memory_file import digest, read, reserve, seal, size
+from agent.adapters.packets import close_all
 from agent.core.candidate import Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, InputError, Kind, TransferError

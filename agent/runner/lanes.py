@@ -10,8 +10,8 @@
 
 from collections.abc import Callable
 
-from agent.adapters.channel import close_all
 from agent.adapters.memory_file import arena, grow, map_shared, size
+from agent.adapters.packets import close_all
 from agent.core.errors import TransferError
 
 LANES = 64  # four times the cameras of a large device; each lane holds one frame

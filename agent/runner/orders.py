@@ -13,7 +13,8 @@ import socket
 from collections.abc import Callable
 from itertools import count
 
-from agent.adapters.channel import Channel, close_all, peer_uid
+from agent.adapters.channel import Channel, peer_uid
+from agent.adapters.packets import close_all
 from agent.adapters.pulse import Pulse
 from agent.core import messages
 from agent.core.candidate import Backend, Failure, Found

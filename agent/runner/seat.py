@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.adapters.channel import Packets, close_all
 from agent.adapters.memory_file import grow, map_for_reading, map_shared, read, reserve, write
+from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
 from agent.backends import check_model, open_session, probe
 from agent.backends.golden import compare, load_golden

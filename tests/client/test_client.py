@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from agent.adapters.channel import Packets, close_all, listen
+from agent.adapters.channel import listen
+from agent.adapters.packets import Packets, close_all
 from agent.core.messages import Denied, LaneOpen, Look, ToRunner, Unload
 from client import AsyncClient, Client, ModelError, RequestError, UnavailableError
 from tests.runner.conftest import SHAPE, release, runner_in

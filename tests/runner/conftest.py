@@ -21,7 +21,7 @@ import yaml
 from onnx import TensorProto, helper
 
 from agent.adapters import memory_file
-from agent.adapters.channel import close_all
+from agent.adapters.packets import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.candidate import Backend, Candidate
 from agent.core.errors import TransferError

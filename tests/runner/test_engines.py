@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent.adapters import memory_file
-from agent.adapters.channel import close_all
+from agent.adapters.packets import close_all
 from agent.core.candidate import Backend, Candidate
 from agent.core.messages import (
     Done,

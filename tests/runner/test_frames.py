@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from agent.adapters import memory_file
-from agent.adapters.channel import Channel, close_all
+from agent.adapters.channel import Channel
+from agent.adapters.packets import close_all
 from agent.core import messages
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
 from agent.runner import seat as seat_module

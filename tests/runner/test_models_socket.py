@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.adapters import memory_file
-from agent.adapters.channel import Channel, close_all, connect
+from agent.adapters.channel import Channel, connect
+from agent.adapters.packets import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import (

@@ -1,0 +1,115 @@
+"""The agent's half of loading a sealed release, in a process with nothing else in it: its own steps, its own line.
+
+python -m benchmarks._load_agent RUNNER-FOLDER SEALED REF KEY SIZE: loads and proves, prints figures as JSON.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from agent.adapters.pulse import Pulse
+from agent.core import plan
+from agent.core.candidate import Backend, Candidate
+from agent.core.documents import from_json
+from agent.core.messages import Place
+from agent.core.release import Ref
+from agent.daemon.keyring import pieces
+from agent.daemon.runner_link import RunnerLink
+from agent.daemon.settings import RunnerSettings
+from agent.daemon.steps import Steps, Success
+from agent.trust.sealing import Opener
+
+SLOT = "defect_detection"
+LOOK_S = 0.01
+THREADS = 2
+
+
+def main() -> None:
+    """Print what one load cost."""
+    folder, sealed, ref, key, size = sys.argv[1:]
+    release = from_json(Ref, ref.encode(), "ref")
+    print(json.dumps(asyncio.run(loaded(folder, Path(sealed), release, bytes.fromhex(key), int(size)))))
+
+
+async def loaded(folder: str, sealed: Path, ref: Ref, key: bytes, size: int) -> dict[str, float]:
+    """Seconds and memory from a sealed file to the first inference, and how late the loops were."""
+    link, place = RunnerLink(RunnerSettings(folder=folder, start="never")), Place(ref=ref, candidate=candidate())
+    steps = steps_of(link, lambda: Opener(key, ref.name, pieces(sealed), size))
+    pulse, peak = Pulse(), Peak(size)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(one) for one in (link.run(), pulse.run())]
+        while link.facts.value is None:
+            await link.facts.turned()
+        running.append(tasks.create_task(peak.run(link)))
+        await asyncio.sleep(5 * LOOK_S)
+        pulse.longest_s, began = 0.0, time.perf_counter()
+        for step in (plan.Load(place), plan.Prove(place)):
+            assert await steps.act(SLOT, step, None) == Success()  # type: ignore[arg-type] # no step that asks for it
+        seconds, facts = time.perf_counter() - began, await link.look()
+        assert facts is not None
+        found = {
+            "seconds": seconds, "peak_mb": peak.seat_mb, "system_mb": peak.system_mb, "agent_mb": peak.agent_mb,
+            "stall_ms": max(pulse.lag_ms, facts.loop_lag_ms),
+        }  # fmt: skip
+        for step in (plan.Promote(place, None), plan.Unload(place)):  # once it has served it is forgotten
+            assert await steps.act(SLOT, step, None) == Success()  # type: ignore[arg-type]
+        for one in running:
+            one.cancel()
+    return found
+
+
+def candidate() -> Candidate:
+    """What loads it, here and in the peer."""
+    return Candidate(backend=Backend.CPU, threads=THREADS)
+
+
+def steps_of(link: RunnerLink, opener: Any) -> Steps:
+    """The agent's steps with a file that needs no ledger and no grant."""
+    none: Any = SimpleNamespace()
+    steps = Steps(Path(), none, none, none, link, lambda: None, lambda _: 10.0, none)
+    steps._opened = lambda _: opener()  # type: ignore[method-assign]  # noqa: SLF001
+    return steps
+
+
+class Peak:
+    """The most memory that the seat held, and seat, memory files and agent together, in MB."""
+
+    def __init__(self, sealed_bytes: int) -> None:
+        self.seat_mb = self.system_mb = self.agent_mb = 0.0
+        self._files_mb = sealed_bytes / 1e6
+
+    async def run(self, link: RunnerLink) -> None:
+        while True:
+            seats = [pid for one in link.slot(SLOT).seats if (pid := one.pid)]
+            seat = sum(private_mb(pid) for pid in seats)
+            self.agent_mb = max(self.agent_mb, private_mb("self"))
+            self.seat_mb = max([self.seat_mb, *(peak_mb(pid) for pid in seats)])
+            self.system_mb = max(self.system_mb, seat + private_mb("self") + self._files_mb)
+            await asyncio.sleep(LOOK_S)
+
+
+def status_mb(pid: int | str, names: tuple[str, ...]) -> float:
+    """Some figures of a process together; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.split(":")[0] in names)
+
+
+def private_mb(pid: int | str) -> float:
+    """Resident memory that is no memory file: those are counted once."""
+    return status_mb(pid, ("RssAnon", "RssFile"))
+
+
+def peak_mb(pid: int | str) -> float:
+    """The most that was ever resident."""
+    return status_mb(pid, ("VmHWM",))
+
+
+if __name__ == "__main__":
+    main()
