@@ -55,7 +55,8 @@ async def test_tritonclient_works_unmodified(shared, served, x):
         named = triton.InferRequestedOutput("y", binary_data=True)
         for outputs in (None, [named], [triton.InferRequestedOutput("y", binary_data=False)]):
             for packing in (None, "gzip", "deflate"):
-                result = client.infer(served, [given], outputs=outputs, request_compression_algorithm=packing)
+                terms = {"priority": 1, "timeout": 30_000_000}
+                result = client.infer(served, [given], outputs=outputs, request_compression_algorithm=packing, **terms)
                 np.testing.assert_allclose(result.as_numpy("y"), x * 2)
         stats = client.get_inference_statistics(served)["model_stats"][0]
         assert stats["inference_count"] == 9

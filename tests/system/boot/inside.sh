@@ -45,6 +45,20 @@ check "the door answers on the unix socket to a member of edge-clients" \
     as camera -- curl -fsS -m 5 --unix-socket /run/edge-runner/door.sock http://edge/v2/health/live
 check "the door refuses a stranger on the unix socket" \
     refuses as stranger -- curl -fsS -m 5 --unix-socket /run/edge-runner/door.sock http://edge/v2/health/live
+region() { # region NAME VERB: of a file of the same name, as a camera asks
+    as camera -- curl -fsS -m 5 --unix-socket /run/edge-runner/door.sock -d "{\"key\": \"$1\", \"byte_size\": 400000}" \
+        "http://edge/v2/systemsharedmemory/region/$1/$2"
+}
+place() { echo "{\"shared_memory_region\": \"frames\", \"shared_memory_offset\": $1, \"shared_memory_byte_size\": $2}"; }
+as camera -- sh -c 'cd /dev/shm && truncate -s 400000 frames own && chgrp edge-clients frames && chmod 660 frames && chmod 600 own'
+check "a shared memory region of the group edge-clients is registered" region frames register
+check "... and carries a frame to the model" as camera -- curl -fsS -m 5 --unix-socket /run/edge-runner/door.sock \
+    http://edge/v2/models/defect_detection/infer -d "{\"inputs\": [{\"name\": \"input\", \"datatype\": \"FP32\",
+    \"shape\": [1, 3, 160, 160], \"parameters\": $(place 0 307200)}],
+    \"outputs\": [{\"name\": \"boxes\", \"parameters\": $(place 307200 35200)}]}"
+check "... and its answer back" test "$(tail -c +307201 /dev/shm/frames | tr -d '\0' | wc -c)" -gt 0
+check "a region of the camera alone is refused" refuses region own register
+
 check "the door answers on the loopback port, opened by systemd" tcp /v2/health/live
 check "a stranger cannot give orders" refuses as stranger -- python3 -c \
     'import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect("/run/edge-runner/models.sock")'
