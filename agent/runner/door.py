@@ -202,7 +202,7 @@ class Door:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
             request = await receive(wire, ask, lane, json_length, self.regions)
-            is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
+            is_probe = PROBE in ask.headers
             answered, outputs = await self.computed(slot, lane, request, version, arrived, is_probe=is_probe)
             document, binary = write_response(request, outputs, response_head(slot, answered))
             headers = JSON
@@ -249,7 +249,8 @@ class Door:
         Raises:
             EdgeError: as `Slot.infer`; or a region does not take an output.
         """
-        terms, orders = read_terms(request.document.parameters, arrived), partial(asked, request, slot, version)
+        said, orders = request.document.parameters, partial(asked, request, slot, version)
+        is_probe, terms = is_probe or bool(said.get(PROBE)), read_terms(said, arrived)
         answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
         outputs = outputs_of(lane, answered.ran)
         for output, content in outputs:
