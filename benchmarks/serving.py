@@ -101,7 +101,7 @@ async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """All figures, with a runner that begins and ends here."""
     http, grpc = free_ports(2)
     models = [model("small", SMALL, 1), model("yolo", yolo(folder), 2)]
-    async with runner_in(folder, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}") as running:
+    async with runner_in(folder, f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}") as running:
         agent = await running.agent()
         for one in models:
             await agent.serve(one.slot, one.release)

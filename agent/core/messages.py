@@ -314,6 +314,8 @@ class SeatRan(Document, tag=True):
 # --- the runner and a client of ours ----------------------------------------------------------------------------
 # A client opens lanes of its own with LaneOpen, whose two memory files it made; a lane carries one request at a time.
 
+Blame = Literal["client", "model", "nobody"]
+
 
 class Infer(Document, tag=True):
     """Run a slot's model on the tensors in a lane. Answer: Inferred or Denied, for the same lane."""
@@ -338,7 +340,7 @@ class Denied(Document, tag=True):
     """There is no answer, and who must act. Lane -1: what came was no message, and the connection ends."""
 
     lane: int
-    blame: Literal["client", "model", "nobody"]
+    blame: Blame
     reason: str
 
 

@@ -121,6 +121,8 @@ class RunnerLink:
 
     def _command(self) -> list[str]:
         tcp = ["--tcp", self._settings.tcp] if self._settings.tcp else []
+        if self._settings.grpc:
+            tcp += ["--grpc", self._settings.grpc, "--grpc", f"unix:{Path(self._settings.folder) / 'grpc.sock'}"]
         return [
             sys.executable, "-m", "agent.runner.main", "--models", str(self._settings.models_socket),
             "--door", str(self._settings.door_socket), "--agent-uid", str(os.getuid()), *tcp,

@@ -25,6 +25,7 @@ class RunnerSettings(Document):
 
     folder: str = "/run/edge-runner"
     tcp: str | None = "127.0.0.1:8000"
+    grpc: str | None = None  # takes the extra `grpc`
     start: Literal["auto", "never"] = "auto"
 
     @property

@@ -11,7 +11,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -50,6 +51,8 @@ PROBE = "edge-probe"  # header or parameter of a request that is no client's
 
 log = logging.getLogger("edge-runner")
 
+Outputs = list[tuple[Slice, memoryview]]
+
 _MODEL = re.compile(r"/v2/models/(?!stats$)([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
 _REGION = re.compile(r"/v2/systemsharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
 
@@ -62,7 +65,7 @@ class Door:
     """Answers clients from the slots."""
 
     def __init__(self, slots: Mapping[str, Slot], tasks: asyncio.TaskGroup) -> None:
-        self._slots, self._tasks = slots, tasks
+        self.slots, self._tasks = slots, tasks
         self.regions = Regions()
         self._wires: dict[Wire, asyncio.Task[None]] = {}
         self._is_closing = False
@@ -128,7 +131,7 @@ class Door:
             raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not taken: send a Content-Length")
         model = _MODEL.fullmatch(ask.path)
         if model is not None:
-            slot = self._slot(unquote(model[1]))
+            slot = self.slot(unquote(model[1]))
             if model[3] == "infer":
                 allow(ask, "POST")
                 await self._infer(wire, ask, slot, model[2])
@@ -143,7 +146,7 @@ class Door:
                 raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
         elif ask.path == "/metrics":
             allow(ask, "GET")
-            body, headers = exposition(self._slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
+            body, headers = exposition(self.slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
         elif (region := _REGION.fullmatch(ask.path)) is not None:
             body = msgspec.json.encode(self._region_answer(ask, region[1] and unquote(region[1]), region[2], given))
         else:
@@ -160,13 +163,6 @@ class Door:
         await wire.read_into(memoryview(body))
         return bytes(body)
 
-    def _slot(self, name: str) -> Slot:
-        slot = self._slots.get(name)
-        if slot is None:
-            known = ", ".join(sorted(self._slots)) or "none yet"
-            raise HttpError(HTTPStatus.NOT_FOUND, f"unknown model {name!r}; the models of this device: {known}")
-        return slot
-
     def _server_answer(self, ask: RequestHead) -> Any:
         match ask.path:
             case "/v2" | "/v2/":
@@ -177,13 +173,14 @@ class Door:
                 return {"live": True}
             case "/v2/health/ready":
                 allow(ask, "GET")
-                return self._readiness()
+                self.check_ready()
+                return {"ready": True}
             case "/v2/models/stats":
                 allow(ask, "GET")
-                return {"model_stats": [one for slot in self._slots.values() for one in stats_of(slot, None)]}
+                return {"model_stats": [one for slot in self.slots.values() for one in stats_of(slot, None)]}
             case "/v2/repository/index":
                 allow(ask, "POST")
-                return [index_entry(slot) for slot in self._slots.values()]
+                return [index_entry(slot) for slot in self.slots.values()]
         raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
 
     def _region_answer(self, ask: RequestHead, name: str | None, verb: str, body: bytes) -> Any:
@@ -198,40 +195,40 @@ class Door:
         except InputError as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
 
-    def _readiness(self) -> Any:
-        dark = sorted(slot.name for slot in self._slots.values() if slot.order is not None and slot.serving is None)
-        if dark or all(slot.serving is None for slot in self._slots.values()):
-            raise unavailable(f"no model serves in: {', '.join(dark) or 'any slot'}", 1)
-        return {"ready": True}
-
     async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None) -> None:
         arrived = time.monotonic()
-        self.requests += 1
         json_length = check_lengths(ask)
-        try:
-            lane = slot.lanes.take()
-        except TransferError as error:
-            self.refused += 1
-            raise unavailable(f"{slot.name}: {error}", 1) from error
-        try:
+        with self.lane(slot) as lane:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
             request = await receive(wire, ask, lane, json_length, self.regions)
-            is_probe = PROBE in ask.headers or bool(request.document.parameters.get(PROBE))
-            terms = read_terms(request.document.parameters, arrived)
-            orders = partial(asked, request, slot, version)
-            answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
-            outputs, head = outputs_of(lane, answered.ran), response_head(slot, answered)
-            for output, content in outputs:
-                if output.name in request.targets:
-                    await self.regions.write(request.targets[output.name], content)
-            document, binary = write_response(request, outputs, head)
+            is_probe = PROBE in ask.headers
+            answered, outputs = await self.computed(slot, lane, request, version, arrived, is_probe=is_probe)
+            document, binary = write_response(request, outputs, response_head(slot, answered))
             headers = JSON
             if binary:
                 headers = {"Content-Type": "application/octet-stream"}
                 headers["Inference-Header-Content-Length"] = str(len(document))
             send(wire, HTTPStatus.OK, document, *binary, headers=headers)
             await wire.drained()
+
+    # --- what the doors of other protocols share ---------------------------------------------------------------------
+
+    @contextmanager
+    def lane(self, slot: Slot) -> Iterator[Lane]:
+        """A lane of the slot's for one request, which is counted; what goes wrong inside becomes an answer.
+
+        Raises:
+            HttpError: there is none, or the request failed.
+        """
+        self.requests += 1
+        try:
+            lane = slot.lanes.take()
+        except TransferError as error:
+            self.refused += 1
+            raise unavailable(f"{slot.name}: {error}", 1) from error
+        try:
+            yield lane
         except OtherVersionError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
         except InputError as error:
@@ -243,6 +240,45 @@ class Door:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
         finally:
             slot.lanes.give_back(lane)
+
+    async def computed(
+        self, slot: Slot, lane: Lane, request: Request, version: str | None, arrived: float, *, is_probe: bool = False
+    ) -> tuple[Answered, Outputs]:
+        """The answer to a request in a lane, with the tensors where the seat wrote them; regions have theirs.
+
+        Raises:
+            EdgeError: as `Slot.infer`; or a region does not take an output.
+        """
+        said, orders = request.document.parameters, partial(asked, request, slot, version)
+        is_probe, terms = is_probe or bool(said.get(PROBE)), read_terms(said, arrived)
+        answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
+        outputs = outputs_of(lane, answered.ran)
+        for output, content in outputs:
+            if output.name in request.targets:
+                await self.regions.write(request.targets[output.name], content)
+        return answered, outputs
+
+    def slot(self, name: str) -> Slot:
+        """The slot of a name.
+
+        Raises:
+            HttpError: there is none.
+        """
+        slot = self.slots.get(name)
+        if slot is None:
+            known = ", ".join(sorted(self.slots)) or "none yet"
+            raise HttpError(HTTPStatus.NOT_FOUND, f"unknown model {name!r}; the models of this device: {known}")
+        return slot
+
+    def check_ready(self) -> None:
+        """Return when every slot that is to serve does, and one at least.
+
+        Raises:
+            HttpError: not so.
+        """
+        dark = sorted(slot.name for slot in self.slots.values() if slot.order is not None and slot.serving is None)
+        if dark or all(slot.serving is None for slot in self.slots.values()):
+            raise unavailable(f"no model serves in: {', '.join(dark) or 'any slot'}", 1)
 
 
 async def refuse(wire: Wire, error: HttpError) -> bool:
@@ -305,7 +341,7 @@ def platform_of(place: Place) -> str:
     return f"{place.candidate.backend}_onnx"
 
 
-def outputs_of(lane: Lane, ran: SeatRan) -> list[tuple[Slice, memoryview]]:
+def outputs_of(lane: Lane, ran: SeatRan) -> Outputs:
     """The answer's tensors where the seat wrote them.
 
     Raises:

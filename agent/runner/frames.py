@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
+from http import HTTPStatus
 from itertools import count
 
 import numpy as np
@@ -21,10 +22,11 @@ from msgspec.structs import replace
 from agent.adapters.channel import Channel
 from agent.adapters.memory_file import is_arena, size
 from agent.adapters.packets import close_all
-from agent.core.errors import BackendError, InputError, TransferError
-from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
+from agent.core.errors import InputError, TransferError
+from agent.core.messages import Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
 from agent.runner.door import Door
 from agent.runner.holdings import Held
+from agent.runner.http_head import HttpError
 from agent.runner.intake import BODY_BYTES
 from agent.runner.lanes import LANES, Pair
 from agent.runner.open_inference import NAMES, InferDocument, InputTensor, OutputTensor, Request, check_request
@@ -32,6 +34,7 @@ from agent.runner.slots import Asked, Slot
 
 CLIENTS = 64
 DEPTH = 4  # lanes of one client; two keep a seat busy
+BLAME: Mapping[int, Blame] = {HTTPStatus.INTERNAL_SERVER_ERROR: "model", HTTPStatus.SERVICE_UNAVAILABLE: "nobody"}
 
 log = logging.getLogger("edge-runner")
 
@@ -84,23 +87,15 @@ class Frames:
     async def answer(self, ask: Infer, lane: Pair) -> FromRunner:
         """What comes of one request."""
         arrived = time.monotonic()
-        self._door.requests += 1
         try:
-            for one in ask.inputs:
-                check_slice(one, lane)
-            slot = self._slot(ask.slot)
-            turn = slot.lanes.take()  # its arenas lie idle meanwhile: there is one queue for all
-            try:
+            slot = self._door.slot(ask.slot)
+            with self._door.lane(slot):  # its arenas lie idle: it is the place in the queue that all share
+                for one in ask.inputs:
+                    check_slice(one, lane)
                 answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
-            finally:
-                slot.lanes.give_back(turn)
-        except InputError as error:
-            return Denied(lane=ask.lane, blame="client", reason=str(error))
-        except BackendError as error:
-            return Denied(lane=ask.lane, blame="model", reason=str(error))
-        except TransferError as error:
-            self._door.refused += 1
-            return Denied(lane=ask.lane, blame="nobody", reason=str(error))
+        except HttpError as error:
+            blame: Blame = "client" if self._slots else "nobody"  # of a runner that has just begun no name is wrong
+            return Denied(lane=ask.lane, blame=BLAME.get(error.status, blame), reason=str(error))
         place, ran = answered.seat.place, answered.ran
         return Inferred(
             lane=ask.lane,
@@ -114,13 +109,6 @@ class Frames:
         if len(self._clients) == CLIENTS:
             raise InputError(f"{CLIENTS} clients are connected; close some")
         self._clients.add(client)
-
-    def _slot(self, name: str) -> Slot:
-        if not self._slots:
-            raise TransferError("no model is here yet")
-        if name not in self._slots:
-            raise InputError(f"unknown model {name!r}; the models of this device: {', '.join(sorted(self._slots))}")
-        return self._slots[name]
 
 
 class Client:

@@ -66,10 +66,7 @@ async def receive(wire: Wire, ask: RequestHead, lane: Lane, json_length: int, re
             )
         start = -json_length % ALIGNMENT
         lane.request(start, len(body))[:] = body
-    request = read_request(memoryview(body), start, json_length)
-    for span in request.targets.values():
-        regions.check(span)
-    return await put(request, lane, start + len(body), regions) if request.numbers or request.spans else request
+    return await put(read_request(memoryview(body), start, json_length), lane, start + len(body), regions)
 
 
 def inflate(body: memoryview) -> memoryview:
@@ -94,6 +91,8 @@ async def put(request: Request, lane: Lane, end: int, regions: Regions) -> Reque
     Raises:
         InputError: a region does not hold what it should.
     """
+    for target in request.targets.values():
+        regions.check(target)
     slices = dict(request.slices)
     for tensor in request.document.inputs:
         array, span = request.numbers.get(tensor.name), request.spans.get(tensor.name)

@@ -14,13 +14,14 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.adapters.channel import frames_beside, listen
 from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
+from agent.core.errors import InputError
 from agent.runner.orders import Runner
 
 FINISH_S = 20.0  # what is inside is answered within the time that a hung seat is killed in, or not at all
@@ -43,6 +44,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, metavar="SOCKET", help="where the agent hands models over")
     parser.add_argument("--door", type=Path, metavar="SOCKET", help="where clients ask")
     parser.add_argument("--tcp", metavar="HOST:PORT", help="a further door; loopback only")
+    parser.add_argument(
+        "--grpc",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="where clients ask by gRPC: HOST:PORT, loopback only, or unix:PATH; may be given twice",
+    )
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--agent-uid", type=int, default=os.getuid(), metavar="UID", help="the agent's user")
     who.add_argument("--agent-user", type=user_id, dest="agent_uid", metavar="NAME", help="the same by name")
@@ -65,6 +73,7 @@ async def serve(options: argparse.Namespace) -> None:
     models, doors = sockets(options)
     async with asyncio.TaskGroup() as tasks:
         runner = Runner(tasks, stop.set)
+        grpc = await grpc_door(runner, options.grpc)
         servers = [await open_door(runner, door) for door in doors if door.type == socket.SOCK_STREAM]
         for door in doors:
             if door.type == socket.SOCK_SEQPACKET:
@@ -76,7 +85,9 @@ async def serve(options: argparse.Namespace) -> None:
         notify("STOPPING=1")
         for server in servers:
             server.close()
-        await asyncio.gather(runner.door.close(FINISH_S), runner.frames.close(FINISH_S))
+        await asyncio.gather(
+            runner.door.close(FINISH_S), runner.frames.close(FINISH_S), *(one.stop(FINISH_S) for one in grpc)
+        )
         await runner.close()
         cancel_the_rest()
     clean_up(options)
@@ -106,11 +117,35 @@ def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.soc
     return models, doors
 
 
-def listen_tcp(address: str) -> socket.socket:
-    """A listening socket on a loopback address: the door knows no users."""
+async def grpc_door(runner: Runner, addresses: Sequence[str]) -> list[Any]:
+    """The server for gRPC, where one is asked for."""
+    if not addresses:
+        return []
+    for address in addresses:
+        if not address.startswith("unix:"):
+            loopback("--grpc", address)
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # seats are spawned: its hooks would only wait for its threads
+    try:
+        from agent.runner.grpc_door import open_grpc  # noqa: PLC0415 - an extra, 20 MB that others need not load
+
+        return [await open_grpc(runner.door, addresses)]
+    except ImportError as error:
+        sys.exit(f"--grpc: {error.name} is not installed; pip install 'edge-model-agent[grpc]'")
+    except InputError as error:
+        sys.exit(f"{error}, or another runner.grpc in agent.yaml")
+
+
+def loopback(option: str, address: str) -> tuple[str, str]:
+    """Host and port of an address on this machine alone."""
     host, _, port = address.rpartition(":")
     if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdigit():
-        sys.exit(f"--tcp {address}: give a loopback address and a port, for example 127.0.0.1:8000")
+        sys.exit(f"{option} {address}: give a loopback address and a port, for example 127.0.0.1:8000")
+    return host, port
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A listening socket on a loopback address: the door knows no users."""
+    host, port = loopback("--tcp", address)
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
     try:
         return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)

@@ -93,11 +93,19 @@ def read_request(body: memoryview, start: int, json_length: int) -> Request:
     Raises:
         InputError: it is not one; says where.
     """
-    document = _read(_INFER, body[:json_length])
+    return place_request(_read(_INFER, body[:json_length]), start + json_length, len(body) - json_length)
+
+
+def place_request(document: InferDocument, start: int, length: int) -> Request:
+    """The request whose binary tensors lie one behind the other: `length` bytes from `start` on in the arena.
+
+    Raises:
+        InputError: they do not; says where.
+    """
     slices: dict[str, Slice] = {}
     numbers: dict[str, NDArray[Any]] = {}
     spans: dict[str, Span] = {}
-    end = json_length
+    end = 0
     for tensor in document.inputs:
         if tensor.name in slices or tensor.name in numbers or tensor.name in spans:
             raise InputError(f"input {tensor.name}: it is there twice")
@@ -109,13 +117,12 @@ def read_request(body: memoryview, start: int, json_length: int) -> Request:
         if tensor.data is not None:
             numbers[tensor.name] = _numbers(tensor, dtype)
             continue
-        length = _binary_length(tensor, dtype)
-        slices[tensor.name] = Slice(
-            name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=start + end, size=length
-        )
-        end += length
-    if end != len(body):
-        raise InputError(f"the request's inputs take {end - json_length} bytes; {len(body) - json_length} came")
+        size = _binary_length(tensor, dtype)
+        place = start + end
+        slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=place, size=size)
+        end += size
+    if end != length:
+        raise InputError(f"the request's inputs take {end} bytes; {length} came")
     named = {one.name: _span(f"output {one.name}", one.parameters) for one in document.outputs}
     targets = {name: span for name, span in named.items() if span is not None}
     return Request(document, slices, numbers, spans, targets)

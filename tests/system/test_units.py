@@ -28,8 +28,8 @@ def values(unit, key):
     return re.findall(rf"^{key}=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
 
 
-def command(unit):
-    ((_, *words),) = [shlex.split(value) for value in values(unit, "ExecStart")]
+def command(unit, which=0):
+    _, *words = shlex.split(values(unit, "ExecStart")[which])
     return words
 
 
@@ -46,6 +46,11 @@ def extended(drop_in):
     return re.match(r"# /etc/systemd/system/(edge-\w+\.service)\.d/\d\d-\w+\.conf\n", drop_in.read_text())[1]
 
 
+def installed(path):
+    """A unit or drop-in whose programs are there."""
+    return re.sub("/opt/edge-agent/bin/edge-[a-z]+", "/bin/true", path.read_text())
+
+
 def listened(unit):
     return values(unit, "ListenStream") + values(unit, "ListenSequentialPacket")
 
@@ -55,11 +60,11 @@ def test_systemd_understands_every_unit(tmp_path):
     """Each key, value and dependency is known to systemd, those of the drop-ins too."""
     units = [path for path in UNITS.iterdir() if path.suffix in {".service", ".socket", ".slice"}]
     for path in units:
-        (tmp_path / path.name).write_text(re.sub("/opt/edge-agent/bin/edge-[a-z]+", "/bin/true", path.read_text()))
+        (tmp_path / path.name).write_text(installed(path))
     for path in (UNITS / "drop-ins").iterdir():
         folder = tmp_path / f"{extended(path)}.d"
         folder.mkdir(exist_ok=True)
-        shutil.copy(path, folder)
+        (folder / path.name).write_text(installed(path))
     said = run("systemd-analyze", "verify", *(str(tmp_path / path.name) for path in units))
     known = "|".join(OF_254)
     trouble = [line for line in said.stderr.splitlines() if not re.search(f"Unknown key.*'({known})'", line)]
@@ -93,6 +98,14 @@ def test_the_agents_command_is_one_it_has():
 def test_a_wrong_setting_is_not_tried_again():
     """The exit status of a broken config is the one that ends restarting."""
     assert values("edge-agent.service", "RestartPreventExitStatus") == [str(cli.EX_CONFIG)]
+
+
+def test_the_drop_in_for_grpc_changes_nothing_else():
+    """Its command is the unit's with one option more, for a socket in the folder that systemd makes."""
+    *words, option, address = command("drop-ins/30-grpc.conf", -1)
+    assert (words, option) == (command("edge-runner.service"), "--grpc")
+    (folder,) = values("drop-ins/30-grpc.conf", "RuntimeDirectory")
+    assert address == f"unix:/run/{folder}/grpc.sock"
 
 
 def test_the_runner_obeys_the_agents_user(monkeypatch):
