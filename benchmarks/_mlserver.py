@@ -22,6 +22,7 @@ from tests.fakes.ports import free_ports
 HOME = Path(__file__).parents[1] / ".cache" / "mlserver"
 PACKAGES = ("mlserver==1.7.1", "uvloop==0.21.0", "onnxruntime>=1.23")
 START_S = 60.0
+MESSAGE_BYTES = 64 * 1024**2  # its own limit of 4 MB is below one frame
 NAME = "bench"
 
 Ask = Callable[[], object]
@@ -100,6 +101,7 @@ def lay_out(path: Path, folder: Path, ports: list[int], threads: int) -> None:
     shutil.copy(Path(__file__).with_name("_mlserver_model.py"), folder / "edge_bench_model.py")
     http, grpc, metrics = ports
     server = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "host": "127.0.0.1", "debug": False}
+    server["grpc_max_message_length"] = MESSAGE_BYTES
     parameters = {"uri": str(path), "extra": {"threads": threads}}
     model = {"name": NAME, "implementation": "edge_bench_model.OnnxModel", "parameters": parameters}
     (folder / "settings.json").write_text(json.dumps(server), encoding="utf-8")

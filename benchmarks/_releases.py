@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from agent.backends import open_session, read_head
 from agent.backends.golden import Sample
 from agent.backends.session import Array, Session
-from agent.core.candidate import Backend, Candidate
+from agent.core.candidate import Candidate
 from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS
 from agent.core.release import Config
 from models.golden import save_golden
 from models.loading import tensors
-from tests.runner.conftest import Release, named
+from tests.runner.conftest import CPU, Release, named
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
@@ -25,9 +26,9 @@ WIDTHS, STEPS = (16, 32, 32, 64, 64, 64, 128, 128, 128, 256, 256, 256), (2, 2, 1
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)
 
 
-def opened(path: Path, backend: Backend, threads: int) -> Session:
-    """A session on the file, in fp32, with so many threads."""
-    return open_session(str(path), Candidate(backend=backend, threads=threads), _UNTOLD)
+def opened(path: Path, candidate: Candidate = CPU) -> Session:
+    """A session on the file."""
+    return open_session(str(path), candidate, _UNTOLD)
 
 
 def noise(session: Session, seed: int = 0) -> dict[str, Array]:
@@ -38,9 +39,9 @@ def noise(session: Session, seed: int = 0) -> dict[str, Array]:
     }
 
 
-def release_of(path: Path, day: int, atol: float = 5e-3) -> Release:
-    """A release of 2025-07-`day` with the file's tensors and one golden sample."""
-    session = opened(path, Backend.CPU, 1)
+def release_of(path: Path, day: int, candidate: Candidate = CPU, atol: float = 5e-3) -> Release:
+    """A release of 2025-07-`day` with the file's tensors and one golden sample, placed on a candidate."""
+    session = opened(path)
     feeds, names = noise(session), [port.name for port in session.get_outputs()]
     golden = Sample(feeds, dict(zip(names, session.run(None, feeds), strict=True)))
     name = f"defect_detection_ssd_plates_202507{day:02}"
@@ -59,7 +60,7 @@ def release_of(path: Path, day: int, atol: float = 5e-3) -> Release:
         CONFIG: yaml.safe_dump(config).encode(),
         GOLDEN: save_golden([golden]),
     }
-    return named(name, parts)
+    return replace(named(name, parts), candidate=candidate)
 
 
 def described(ports: object) -> list[dict[str, object]]:

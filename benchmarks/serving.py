@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,8 @@ CLAIMS = {
     "chosen": "the candidate that the trials chose for the YOLOv8n-sized model",
 }  # fmt: skip
 THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
-CANDIDATES = (Candidate(backend=Backend.CPU, threads=THREADS), Candidate(backend=Backend.OPENVINO, threads=THREADS))
+CPU, OPENVINO = (Candidate(backend=one, threads=THREADS) for one in (Backend.CPU, Backend.OPENVINO))
+CUDA = Candidate(backend=Backend.CUDA)
 Feeds = Mapping[str, Array]
 Ask = Callable[[], object]
 
@@ -80,6 +81,7 @@ class Sizes:
     turn_s: float
     app_s: int
     trial_runs: int
+    candidate: Candidate = CPU
 
 
 QUICK, FULL = Sizes(2, 0.8, 2, 10), Sizes(9, 4.0, 10, 60)
@@ -89,18 +91,21 @@ def main() -> None:
     """Measure, print, and on a full run write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="short turns; RESULTS.md stays as it is")
+    parser.add_argument("--cuda", action="store_true", help="seats and direct loop on an NVIDIA GPU; the ways in alone")
     options = parser.parse_args()
+    sizes = replace(QUICK if options.quick else FULL, candidate=CUDA if options.cuda else CPU)
     with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(measured(Path(folder), QUICK if options.quick else FULL))
+        figures = asyncio.run(measured(Path(folder), sizes))
     if not options.quick:
-        _results.write("serving", CLAIMS, figures)
+        told = {key: meaning for key, meaning in CLAIMS.items() if key in figures}
+        _results.write("serving on a GPU" if options.cuda else "serving", told, figures)
     _results.tell(figures)
 
 
 async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """All figures, with a runner that begins and ends here."""
     http, grpc = free_ports(2)
-    models = [model("small", SMALL, 1), model("yolo", yolo(folder), 2)]
+    models = [model("small", SMALL, 1, sizes.candidate), model("yolo", yolo(folder), 2, sizes.candidate)]
     async with runner_in(folder, f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}") as running:
         agent = await running.agent()
         for one in models:
@@ -110,21 +115,23 @@ async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
             figures |= await asyncio.to_thread(shares, one, running, http, grpc, folder, sizes)
         for one in models:
             await agent.ask(Unload(slot=one.slot, place=one.release.place))
-        return figures | await choice(agent, models[1], folder, sizes)
+        return figures | ({} if sizes.candidate == CUDA else await choice(agent, models[1], folder, sizes))
 
 
-def model(slot: str, path: Path, day: int) -> Model:
+def model(slot: str, path: Path, day: int, candidate: Candidate) -> Model:
     """A model for a slot, with an input of noise."""
-    with closing(opened(path, Backend.CPU, THREADS)) as session:
-        return Model(slot, path, release_of(path, day), noise(session, 1))
+    with closing(opened(path, CPU)) as session:
+        return Model(slot, path, release_of(path, day, candidate), noise(session, 1))
 
 
 def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """The ratio of each way in, and its latencies."""
     with ExitStack() as stack:
-        ways = {"direct": direct(one, stack), "client": by_client(one, running, stack)}
+        ways = {"direct": direct(one, sizes.candidate, stack), "client": by_client(one, running, stack)}
         ways |= by_triton(one, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", stack)
-        peer = stack.enter_context(_mlserver.serving(one.path, one.feeds, folder / f"mlserver-{one.slot}"))
+        peer = None
+        if sizes.candidate == CPU:
+            peer = stack.enter_context(_mlserver.serving(one.path, one.feeds, folder / f"mlserver-{one.slot}"))
         if peer is not None:
             ways["mlserver"] = peer
         times = in_turn(ways, sizes)
@@ -137,7 +144,7 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
         p50, p99 = np.percentile(1000 * np.concatenate([np.array(turn) for turn in turns]), (50, 99))
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
     del found[f"{one.slot}_direct_ratio"]
-    return found | ({} if peer else {f"mlserver_{one.slot}_ratio": _mlserver.why_not()})
+    return found | ({} if peer or sizes.candidate == CUDA else {f"mlserver_{one.slot}_ratio": _mlserver.why_not()})
 
 
 def in_turn(ways: Mapping[str, Ask], sizes: Sizes) -> dict[str, list[list[float]]]:
@@ -161,9 +168,9 @@ def turn(ask: Ask, seconds: float) -> list[float]:
     return taken
 
 
-def direct(one: Model, stack: ExitStack) -> Ask:
+def direct(one: Model, candidate: Candidate, stack: ExitStack) -> Ask:
     """The application's own session."""
-    session = opened(one.path, Backend.CPU, THREADS)
+    session = opened(one.path, candidate)
     stack.callback(session.close)
     frames = {name: np.empty_like(array) for name, array in one.feeds.items()}
 
@@ -235,20 +242,20 @@ def shared(library: object, client: object, one: Model, outputs: Mapping[str, in
 
 def output_sizes(one: Model) -> dict[str, int]:
     """Bytes of each output."""
-    with closing(opened(one.path, Backend.CPU, THREADS)) as session:
+    with closing(opened(one.path, CPU)) as session:
         names = [port.name for port in session.get_outputs()]
         return {name: array.nbytes for name, array in zip(names, session.run(names, one.feeds), strict=True)}
 
 
 async def choice(agent: Agent, one: Model, folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """What trials chose against what a loop measures by hand, and what they told against benchmark_app."""
-    evidence = [await tried(agent, one, candidate, sizes) for candidate in CANDIDATES]
+    evidence = [await tried(agent, one, candidate, sizes) for candidate in (CPU, OPENVINO)]
     told = {str(each.candidate): each.fps for each in evidence if each.failure is None and parity(each)}
     by_hand = await asyncio.to_thread(hand_made, one, sizes)
     chosen = max(told, key=lambda name: told[name])
     app = await asyncio.to_thread(benchmark_app, one.path, folder, sizes)
-    again = await tried(agent, one, CANDIDATES[1], sizes)
-    ours = statistics.mean((told[str(CANDIDATES[1])], again.fps))
+    again = await tried(agent, one, OPENVINO, sizes)
+    ours = statistics.mean((told[str(OPENVINO)], again.fps))
     best = max(fps for name, fps in by_hand.items() if name in told)
     return {
         "benchmark_app_ratio": round(ours / app, 3),
@@ -277,8 +284,8 @@ def hand_made(one: Model, sizes: Sizes) -> dict[str, float]:
     """Frames per second of each candidate in a plain loop, in turn."""
     with ExitStack() as stack:
         ways: dict[str, Ask] = {}
-        for candidate in CANDIDATES:
-            session = opened(one.path, candidate.backend, THREADS)
+        for candidate in (CPU, OPENVINO):
+            session = opened(one.path, candidate)
             stack.callback(session.close)
             ways[str(candidate)] = lambda session=session: session.run(None, one.feeds)  # type: ignore[misc]
         times = in_turn(ways, sizes)
@@ -287,8 +294,9 @@ def hand_made(one: Model, sizes: Sizes) -> dict[str, float]:
 
 def benchmark_app(path: Path, folder: Path, sizes: Sizes) -> float:
     """Frames per second of OpenVINO's own program, one request at a time."""
-    options = ["-d", "CPU", "-api", "sync", "-hint", "latency", "-infer_precision", "f32", "-nthreads", str(THREADS)]
-    options += ["-t", str(sizes.app_s), "-report_type", "no_counters", "-json_stats", "-report_folder", str(folder)]
+    options = ["-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1", "-nthreads", str(THREADS)]
+    options += ["-infer_precision", "f32", "-t", str(sizes.app_s)]
+    options += ["-report_type", "no_counters", "-json_stats", "-report_folder", str(folder)]
     program = Path(sys.executable).with_name("benchmark_app")
     said = subprocess.run([str(program), "-m", str(path), *options], check=True, capture_output=True, text=True)
     report = folder / "benchmark_report.json"

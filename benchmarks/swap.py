@@ -29,7 +29,6 @@ import psutil
 from tritonclient.utils import InferenceServerException
 
 from agent.backends.session import Array
-from agent.core.candidate import Backend
 from agent.core.messages import Done, Look, Unload
 from benchmarks import _mlserver, _results
 from benchmarks._releases import SMALL, noise, opened, release_of
@@ -178,7 +177,7 @@ def film(door: Path, line: Connection) -> None:
 
 async def filmed(door: Path, line: Connection) -> list[Times]:
     """What each camera saw until somebody says that it is enough."""
-    [(name, picture)] = noise(opened(SMALL, Backend.CPU, 1)).items()
+    [(name, picture)] = noise(opened(SMALL)).items()
     body, headers = binary(picture, name=name)
     frame = http("POST", f"/v2/models/{SLOT}/infer", body, **headers)
     ended, begun = asyncio.Event(), asyncio.Barrier(CAMERAS + 1)
@@ -233,7 +232,7 @@ def press(address: str, ended: threading.Event) -> list[bool]:
     """A camera of MLServer's: whether each of its requests was answered."""
     seen = []
     with _mlserver.connected(address) as client:
-        send = _mlserver.asking(client, noise(opened(SMALL, Backend.CPU, 1)))
+        send = _mlserver.asking(client, noise(opened(SMALL)))
         while not ended.wait(FRAME_S):
             try:
                 send()

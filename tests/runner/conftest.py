@@ -79,10 +79,11 @@ class Release:
 
     ref: Ref
     parts: dict[str, bytes]
+    candidate: Candidate = CPU
 
     @property
     def place(self) -> Place:
-        return Place(ref=self.ref, candidate=CPU)
+        return Place(ref=self.ref, candidate=self.candidate)
 
     @property
     def announced(self) -> tuple[Part, ...]:
