@@ -46,9 +46,12 @@ def weights_in(precision: str, config: Config) -> str:
     return f"model.{precision}.onnx" if precision in config.variants else WEIGHTS
 
 
+_DASHES = str.maketrans("/:", "--")  # a part's name has neither
+
+
 def engine_of(candidate: Candidate) -> str:
     """The name of what a candidate's backend built of a release for this device, as a part."""
-    return f"engine.{str(candidate).replace('/', '-')}"
+    return f"engine.{str(candidate).translate(_DASHES)}"
 
 
 class Part(Document):

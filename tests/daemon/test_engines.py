@@ -115,6 +115,15 @@ async def test_an_engine_comes_back_whole(disk):
     assert len(disk.paths()) == 1
 
 
+@pytest.mark.parametrize("device", ["GPU", "GPU.1", "NPU"])
+async def test_an_engine_of_another_processor_comes_back_too(disk, device):
+    """A candidate's device is part of what it is called."""
+    there = place(candidate=Candidate(backend=Backend.OPENVINO, precision="fp16", device=device))
+    disk.keep(there)
+    assert await disk.lent() == [[]]
+    assert await disk.lent(there) == [[ENGINE]]
+
+
 def test_an_engine_is_sealed_on_the_disk(disk):
     """No piece of it is in any file."""
     disk.keep(content=bytes(100_000) + ENGINE)
