@@ -95,19 +95,18 @@ async def put(request: Request, lane: Lane, end: int, regions: Regions) -> Reque
         regions.check(target)
     slices = dict(request.slices)
     for tensor in request.document.inputs:
-        array, span = request.numbers.get(tensor.name), request.spans.get(tensor.name)
-        if array is None and span is None:
+        name, dtype, span = tensor.name, DATATYPES[tensor.datatype], request.spans.get(tensor.name)
+        if name in slices:
             continue
+        size = request.numbers[name].nbytes if span is None else span.size
         offset = end + -end % ALIGNMENT
-        dtype = DATATYPES[tensor.datatype]
+        end = offset + size
+        if end > BODY_BYTES:
+            raise InputError(f"the request's inputs take {end} bytes; at most {BODY_BYTES} are taken")
+        room = lane.request(offset, size)
         if span is not None:
-            regions.check(span)
-            end = offset + span.size
-            if end > BODY_BYTES:
-                raise InputError(f"the request's inputs take {end} bytes; at most {BODY_BYTES} are taken")
-            await regions.read(span, lane.request(offset, span.size))
-        elif array is not None:
-            end = offset + array.nbytes
-            lane.request(offset, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype, offset=offset, size=end - offset)
+            await regions.read(span, room)
+        else:
+            room[:] = np.ascontiguousarray(request.numbers[name]).reshape(-1).view(np.uint8).data
+        slices[name] = Slice(name=name, shape=tensor.shape, dtype=dtype, offset=offset, size=size)
     return replace(request, slices=slices)

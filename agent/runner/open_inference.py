@@ -134,9 +134,7 @@ def read_region(name: str | None, body: bytes) -> Registered:
     Raises:
         InputError: it is none.
     """
-    if name is None:
-        raise InputError("a region is registered under a name: /v2/systemsharedmemory/region/NAME/register")
-    return msgspec.structs.replace(_read(_REGION, body), name=name)
+    return msgspec.structs.replace(_read(_REGION, body), name=name or "")
 
 
 def _read(decoder: "msgspec.json.Decoder[T]", body: bytes | memoryview) -> T:

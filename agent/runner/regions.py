@@ -70,6 +70,8 @@ class Regions:
             InputError: the name is taken, there are too many, or the file cannot be used.
         """
         name = region.name
+        if not name:
+            raise InputError("a shared memory region is registered under a name: give it one")
         if name in self._regions and not _is_removed(self._regions[name][1]):
             raise InputError(f"shared memory region {name!r} is registered already: unregister it first")
         if len(self._regions) >= REGIONS:  # clients that died left theirs behind

@@ -128,6 +128,13 @@ async def test_frames_too_large_to_be_copied_at_once(agent, camera, slot, key):
     await unregister(camera, key)
 
 
+async def test_a_region_has_a_name(camera, key):
+    """Without one there is nothing to register."""
+    body = json.dumps({"key": key, "byte_size": BYTES}).encode()
+    answer = await camera.ask("POST", "/v2/systemsharedmemory/register", body)
+    assert (answer.status, "give it one" in answer.json["error"]) == (400, True)
+
+
 async def test_status_tells_what_is_registered(camera, region):
     """One region by name, or all; none of that name is an error."""
     told = {"name": region, "key": region, "offset": 0, "byte_size": 2 * BYTES}

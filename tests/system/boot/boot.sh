@@ -35,7 +35,7 @@ install_package() {
     wheel=$(echo "$work"/*.whl)
     [ -d "$site/onnxruntime" ] || "$bin/python" -m pip install --quiet --target "$site" --python-version "$version" \
         --only-binary=:all: "$wheel[cpu]"
-    rm -rf "$site"/{agent,models,fleet,provisioning,edge_model_agent-*}
+    rm -rf "$site"/{agent,client,models,fleet,provisioning,bin,edge_model_agent-*}
     "$bin/python" -m pip install --quiet --target "$site" --no-deps --python-version "$version" --only-binary=:all: "$wheel"
     for pair in edge-agent:agent.daemon.cli edge-runner:agent.runner.main; do
         printf '#!/opt/edge-agent/bin/python3\nfrom %s import main\n\nmain()\n' "${pair#*:}" >"$root/opt/edge-agent/bin/${pair%:*}"
