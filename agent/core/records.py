@@ -60,7 +60,7 @@ class Device:
     """What counts for every slot of this device."""
 
     found: tuple[Found, ...]
-    cores: int
+    cores: int  # for each slot
     power_mode: str
     agent: str = ""  # version
 
@@ -74,9 +74,9 @@ class Device:
 
     @property
     def state(self) -> str:
-        """A digest of everything here that may change what runs: backends, drivers, power mode, the agent itself."""
+        """A digest of everything here that may change what runs: backends, drivers, power mode, cores, the agent."""
         found = sorted((str(one.backend), one.present, one.version) for one in self.found)
-        return hashlib.sha256(repr((found, self.power_mode, self.agent)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((found, self.power_mode, self.agent, self.cores)).encode()).hexdigest()[:16]
 
 
 def is_rejected(rejection: Rejection, device: Device) -> bool:

@@ -156,8 +156,9 @@ class Agent:
         line = self.runner.line.value
         if line is None or not any(one.present for one in line.welcome.found):
             return None
-        found, cores = line.welcome.found, os.cpu_count() or 1
-        return Device(found=found, cores=cores, power_mode=self._power_mode, agent=VERSION)
+        slots = sum(record.desired is not None for record in self.intake.desired.value.values())
+        cores = max(1, len(os.sched_getaffinity(0)) // max(1, slots))  # each model its share: decision 0086
+        return Device(found=line.welcome.found, cores=cores, power_mode=self._power_mode, agent=VERSION)
 
     def swap(self, slot: str) -> plan.Swap:
         """The swap policy of a slot: as set, or by need against free memory, decided once for each wish.
