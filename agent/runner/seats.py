@@ -128,15 +128,22 @@ class Seat:
             BackendError: it refuses the model, ends, or misses the deadline.
         """
         self.load_deadline_s = deadline_s
-        ask = SeatLoad(place=self.place, parts=self.held.parts)
         try:
-            ready = await self.ask(ask, deadline_s, (*self.held.descriptors, *self.held.engine(self.place.candidate)))
+            ready = await self._ask_to_load(deadline_s)
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
             self.settled.set()
         return ready
+
+    async def _ask_to_load(self, deadline_s: float) -> FromSeat:
+        descriptors = (*self.held.descriptors, *self.held.engine(self.place.candidate))
+        try:
+            return await self.ask(SeatLoad(place=self.place, parts=self.held.parts), deadline_s, descriptors)
+        finally:  # before anything that the seat says of weights that are not what was announced
+            if self.held.doubt is not None and (doubt := await self.held.doubt):
+                raise BackendError(doubt)
 
     async def ask(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
         """The seat's answer.
