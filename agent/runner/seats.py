@@ -39,6 +39,7 @@ NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",  # what a session frees goes back to the system
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would be there before the walls are; nothing here needs them
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads do not spin beside a camera application
     "PYTHONFAULTHANDLER": "1",
 }
