@@ -82,7 +82,10 @@ class Offer(Document, tag=True):
 
 
 class Seal(Document, tag=True):
-    """The parts of a release are written: seal them, check digests, parse. Answer: Done or Refused."""
+    """The parts of a release are written: seal them, check digests, parse. Answer: Done or Refused.
+
+    Done may come before the weights' digest is known: where that is wrong, the release is forgotten, and Load refused.
+    """
 
     ref: Ref
 

@@ -44,6 +44,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if (broker := settings.broker) is not None:
         yield checked("broker", lambda: reachable(broker.host, broker.port))
     yield clock()
+    yield checked("seat", walls)
     found = [probe(one) for one in Backend]
     yield from (backend(one) for one in found)
     if not any(one.present for one in found):
@@ -129,12 +130,36 @@ def backend(found: Found) -> Finding:
 
 def probe(backend: Backend) -> Found:
     """What a backend can really do here, asked in a child: a driver that crashes takes only that along."""
-    command = [sys.executable, "-m", "agent.runner.seat", "--probe", backend]
+    try:
+        (found,) = from_tree(tuple[Found, ...], ask_seat("--probe", backend), "probe")
+    except EdgeError as error:
+        return Found(backend=backend, present=False, reason=f"its probe failed: {error}; look at the driver's log")
+    return found
+
+
+def walls() -> str:
+    """Which walls stand around a seat that is started here.
+
+    Raises:
+        TransferError: one does not hold; says why.
+    """
+    drawn = from_tree(dict[str, str], ask_seat("--walls"), "walls")
+    failed = ", ".join(f"{name} ({reason})" for name, reason in drawn.items() if reason)
+    if failed:
+        raise TransferError(f"not all walls hold: {failed}. Seats run; the unit's own walls are around them")
+    return f"walled in: {', '.join(drawn)}"
+
+
+def ask_seat(*words: str) -> object:
+    """What a seat answers that does nothing else.
+
+    Raises:
+        TransferError: it failed.
+    """
+    command = [sys.executable, "-m", "agent.runner.seat", *words]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=True, env=environment)
-        (found,) = from_tree(tuple[Found, ...], json.loads(done.stdout), "probe")
-    except (subprocess.SubprocessError, ValueError, OSError, EdgeError) as error:
-        reason = str(error).replace(str(command), backend)
-        return Found(backend=backend, present=False, reason=f"its probe failed: {reason}; look at the driver's log")
-    return found
+        return json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError, OSError) as error:
+        raise TransferError(str(error).replace(str(command), words[-1])) from error

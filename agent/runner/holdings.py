@@ -1,6 +1,7 @@
 """What the runner holds of releases: sealed memory files, one per part, and engines of them.
 
-1. A part is believed when its sealed bytes have the size and digest that the agent announced, not before.
+1. A part is believed when its sealed bytes have the size and digest that the agent announced, not before. Those of
+   weights, which take a second, are compared while the first seat loads: until then it is not loaded.
 2. A release that seats or standing orders need is kept. So are a few that were sealed and never served: their
    other candidates come next. The rest is forgotten at once: weights in memory are memory the models lack.
 3. What fails at handing over says nothing against the release: the agent verified it before. Only documents that
@@ -24,6 +25,7 @@ from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import CONFIG, METADATA, PARTS, Part, engine_of, parts_of
 from agent.core.release import Config, Metadata, Ref
 
+WEIGHTS_END = ".onnx"
 FRESH = 4  # releases that never served: one for each slot of a device that updates four at once
 VARIANT = re.compile(r"model\.[a-z0-9]+\.onnx")  # weights in another precision, which the config names
 PART_BYTES = 4 * 1024**3  # the largest vision model of the field is a quarter of that
@@ -33,7 +35,7 @@ log = logging.getLogger("edge-runner")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A release in memory that was checked."""
+    """A release in memory that was checked; its weights were, when `doubt` is done."""
 
     ref: Ref
     parts: tuple[Part, ...]
@@ -41,6 +43,7 @@ class Held:
     metadata: Metadata
     config: Config
     engines: dict[str, int] = field(default_factory=dict)  # name: its memory file, sealed
+    doubt: "asyncio.Future[str] | None" = None  # what is wrong with the digests of its weights; empty: nothing
 
     def engine(self, candidate: Candidate) -> tuple[int, ...]:
         """A candidate's engine; empty where none is held."""
@@ -100,13 +103,26 @@ class Holdings:
         parts, descriptors = self._offered.pop(ref)
         try:
             await asyncio.to_thread(_seal, ref, parts, descriptors)
-            if held is None:
-                self.held[ref] = await asyncio.to_thread(_parsed, ref, parts, descriptors)
-            else:
+            if held is not None:
                 held.engines[parts[0].name] = descriptors[0]
+                return
+            metadata, config = await asyncio.to_thread(_parsed, ref, parts, descriptors)
         except BackendError:
             close_all(descriptors)
             raise
+        doubt = asyncio.create_task(self._check_weights(ref, parts, descriptors), name=f"check {ref}")
+        self.held[ref] = Held(ref, parts, descriptors, metadata, config, doubt=doubt)
+
+    async def _check_weights(self, ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> str:
+        try:
+            for part, number in zip(parts, descriptors, strict=True):
+                if part.name.endswith(WEIGHTS_END):
+                    await asyncio.to_thread(_check, ref, part, number)
+        except BackendError as error:
+            if self.held.pop(ref, None) is not None:
+                close_all(descriptors)
+            return str(error)
+        return ""
 
     def served(self, ref: Ref) -> None:
         """Notes that a release has served: from now on it is kept only while it is needed."""
@@ -161,14 +177,19 @@ def _seal(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> None:
             seal(number)
         except TransferError as error:
             raise BackendError(f"{ref}: {error}") from error
-        if (size(number), digest(number)) != (part.size, part.sha256):
-            raise BackendError(
-                f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
-                "of it was written; it is handed over again"
-            )
+        if not part.name.endswith(WEIGHTS_END):
+            _check(ref, part, number)
 
 
-def _parsed(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held:
+def _check(ref: Ref, part: Part, number: int) -> None:
+    if (size(number), digest(number)) != (part.size, part.sha256):
+        raise BackendError(
+            f"{ref}: {part.name} is not what was announced: another offer took its place, or not all "
+            "of it was written; it is handed over again"
+        )
+
+
+def _parsed(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> tuple[Metadata, Config]:
     files = dict(zip((part.name for part in parts), descriptors, strict=True))
     try:
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
@@ -178,4 +199,4 @@ def _parsed(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> Held
     if metadata.name != ref.name:
         raise BackendError(f"{ref}: its metadata is that of {metadata.name}", Kind.STRUCTURE)
     _require_names(ref, parts, parts_of(config))
-    return Held(ref=ref, parts=tuple(parts), descriptors=tuple(descriptors), metadata=metadata, config=config)
+    return metadata, config

@@ -6,7 +6,8 @@
    cannot answer (a crash, a hang) the runner sees.
 4. An engine that comes along is taken only if it computes the golden samples right; else the model is built anew. One
    that was built here is given away once, when it is proven.
-5. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
+5. It stands between walls (walls.py), and so does a probe: what works inside them is what counts.
+6. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
 """
 
 import ctypes
@@ -36,6 +37,7 @@ from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
 from agent.core.messages import CONFIG, GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
 from agent.core.release import Config, Metadata
+from agent.runner import walls
 from agent.runner.frame import frame_shape, normalise
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions like
@@ -244,7 +246,11 @@ def settle(parent: int) -> None:
 
 
 def main() -> None:
-    """`seat PARENT DESCRIPTOR`, or `seat --probe [NAME ...]`: which backends this device has, all or those, as JSON."""
+    """`seat PARENT DESCRIPTOR`; `seat --walls` and `seat --probe [NAME ...]` say as JSON what holds and what works."""
+    drawn = walls.draw()
+    if sys.argv[1:2] == ["--walls"]:
+        sys.stdout.buffer.write(to_json(drawn))
+        return
     if sys.argv[1:2] == ["--probe"]:
         sys.stdout.buffer.write(to_json(probe([Backend(name) for name in sys.argv[2:]] or Backend)))
         return

@@ -39,6 +39,7 @@ NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",  # what a session frees goes back to the system
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would be there before the walls are; nothing here needs them
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads do not spin beside a camera application
     "PYTHONFAULTHANDLER": "1",
 }
@@ -128,15 +129,22 @@ class Seat:
             BackendError: it refuses the model, ends, or misses the deadline.
         """
         self.load_deadline_s = deadline_s
-        ask = SeatLoad(place=self.place, parts=self.held.parts)
         try:
-            ready = await self.ask(ask, deadline_s, (*self.held.descriptors, *self.held.engine(self.place.candidate)))
+            ready = await self._ask_to_load(deadline_s)
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
             self.settled.set()
         return ready
+
+    async def _ask_to_load(self, deadline_s: float) -> FromSeat:
+        descriptors = (*self.held.descriptors, *self.held.engine(self.place.candidate))
+        try:
+            return await self.ask(SeatLoad(place=self.place, parts=self.held.parts), deadline_s, descriptors)
+        finally:  # before anything that the seat says of weights that are not what was announced
+            if self.held.doubt is not None and (doubt := await self.held.doubt):
+                raise BackendError(doubt)
 
     async def ask(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
         """The seat's answer.

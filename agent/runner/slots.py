@@ -370,7 +370,7 @@ class Slot:
     async def _start(self, place: Place, deadline_s: float) -> Seat:
         held = self._holdings.held.get(place.ref)
         if held is None:
-            raise BackendError(f"{place.ref} is not held here: offer and seal it first", Kind.STRUCTURE)
+            raise BackendError(f"{place.ref} is not held here: offer and seal it first")
         seat = Seat(place, held, self._lost)
         self._seats[place] = seat
         self._changed()

@@ -30,3 +30,18 @@ def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
     assert (found.what, found.fine) == ("backend cuda", False)
     assert told in found.says
     assert "driver's log" in found.says
+
+
+@pytest.mark.parametrize(
+    ("drawn", "fine", "says"),
+    [
+        ({"no network": "", "read-only files": ""}, True, "walled in: no network, read-only files"),
+        ({"no network": "", "read-only files": "Function not implemented"}, False, "read-only files (Function not"),
+    ],
+)
+def test_the_walls_of_a_seat_are_told(monkeypatch, drawn, fine, says):
+    """Which hold, or which does not and why."""
+    monkeypatch.setattr(doctor, "ask_seat", lambda *_: drawn)
+    found = doctor.checked("seat", doctor.walls)
+    assert found.fine == fine
+    assert says in found.says

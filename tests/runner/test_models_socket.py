@@ -61,6 +61,31 @@ async def test_a_part_with_another_digest_is_refused(agent, slot):
     assert await agent.hand_over(one) == Done()
 
 
+@pytest.mark.parametrize("place", [0, -1], ids=["no model", "another model"])
+async def test_weights_with_another_digest_are_refused_when_they_are_loaded(agent, slot, place):
+    """Their digest is taken beside the load; whatever the seat makes of them, the release may be handed over again."""
+    one = release(1, factor=7.25 + place)
+    heavy = altered(one, "model.onnx", one.parts["model.onnx"] + padding(64_000_000))
+    descriptors = await offered(agent, heavy)
+    for part, number in zip(heavy.announced, descriptors, strict=True):
+        content = bytearray(heavy.parts[part.name])
+        content[place] ^= part.name == "model.onnx"
+        memory_file.write(number, content)
+    close_all(descriptors)
+    assert await agent.ask(Seal(ref=heavy.ref)) == Done()
+    reply = await agent.ask(Load(slot=slot, place=heavy.place))
+    assert isinstance(reply, Refused)
+    assert not reply.failure.kind.is_final
+    assert heavy.ref not in (await agent.ask(Look())).held
+    await agent.serve(slot, heavy)
+
+
+def padding(size):
+    """A field of a protobuf that nobody knows: it makes a file long, and its digest slow."""
+    length = b"".join(bytes([size >> shift & 0x7F | 0x80]) for shift in range(0, 28, 7)) + bytes([size >> 28])
+    return b"\xc2\x3e" + length + bytes(size)
+
+
 async def test_an_offer_that_another_replaced_says_nothing_against_the_release(agent):
     """Two slots hand over the same release at once: one of them loses, and tries again."""
     one = release(1, factor=7.5)
