@@ -19,6 +19,7 @@ from google.protobuf import json_format
 from agent import VERSION
 from agent.core.errors import InputError
 from agent.runner.door import (
+    CONNECTIONS,
     Door,
     OtherVersionError,
     Outputs,
@@ -41,6 +42,7 @@ CALLS = 32  # at once; with their messages they take a gigabyte at most
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),  # an answer is as long as the model makes it
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS),
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a port for two
 )
 CODES = {
@@ -63,7 +65,9 @@ async def open_grpc(door: Door, addresses: Sequence[str]) -> grpc.aio.Server:
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise InputError(f"--grpc {address}: it is taken, or no address; give another") from error
+            raise InputError(
+                f"--grpc {address}: it is taken, or no address; set another runner.grpc in agent.yaml"
+            ) from error
     await server.start()
     for address in addresses:
         share(address)

@@ -132,7 +132,7 @@ async def grpc_door(runner: Runner, addresses: Sequence[str]) -> list[Any]:
     except ImportError as error:
         sys.exit(f"--grpc: {error.name} is not installed; pip install 'edge-model-agent[grpc]'")
     except InputError as error:
-        sys.exit(f"{error}, or another runner.grpc in agent.yaml")
+        sys.exit(str(error))
 
 
 def loopback(option: str, address: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from functools import partial
 
 import grpc
@@ -15,8 +16,10 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException, shared_memory
 
+from agent.core.errors import InputError
 from agent.core.messages import Done, Unload
-from agent.runner import grpc_messages, main
+from agent.runner import grpc_door, grpc_messages, main
+from agent.runner.door import Door
 from tests.fakes.ports import free_ports
 from tests.runner.conftest import SHAPE, release, runner_in
 
@@ -222,6 +225,27 @@ async def test_nonsense_is_refused(shared, served, client):
     assert client.is_model_ready(served)
 
 
+async def test_more_connections_than_are_taken(client, served, shared):
+    """Those too many are closed; when they are gone there is room again."""
+    lines = [await asyncio.open_connection(*shared.tcp.split(":")) for _ in range(300)]
+    read = [asyncio.create_task(reader.read()) for reader, _ in lines]
+    done, _ = await asyncio.wait(read, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    assert done.pop().result() == b""
+    for task, (_, writer) in zip(read, lines, strict=True):
+        task.cancel()
+        writer.close()
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(ready, client, served):
+            pass
+
+
+def ready(client, served):
+    try:
+        return client.is_model_ready(served, client_timeout=5)
+    except InferenceServerException:
+        return False
+
+
 async def test_deadlines(agent, client, slot, x):
     """A request's own timeout passes while it waits, or its caller's: DEADLINE_EXCEEDED, and its place is free."""
     one = release(1)
@@ -308,9 +332,19 @@ async def test_an_address_of_the_network_is_refused(address):
         await main.grpc_door(None, [address])
 
 
+async def test_a_port_that_is_taken_is_told():
+    """Two runners never share a port, each with half of the clients."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    first = await grpc_door.open_grpc(Door({}, None), [address])
+    with pytest.raises(InputError, match=f"{address}: it is taken"):
+        await grpc_door.open_grpc(Door({}, None), [address])
+    await first.stop(None)
+
+
 async def test_without_the_extra_it_says_what_to_install(monkeypatch):
     """Who asks for the door and has no grpcio is told its name."""
-    monkeypatch.setitem(__import__("sys").modules, "agent.runner.grpc_door", None)
-    monkeypatch.setitem(__import__("sys").modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, "agent.runner.grpc_door")
+    monkeypatch.delattr("agent.runner.grpc_door")
+    monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(SystemExit, match=r"edge-model-agent\[grpc\]"):
         await main.grpc_door(None, ["127.0.0.1:8001"])

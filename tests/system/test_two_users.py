@@ -101,7 +101,13 @@ def python():
 
 
 @pytest.fixture(scope="module")
-def address(python):
+def grpc_address():
+    """Where the same runner is asked by gRPC."""
+    return f"127.0.0.1:{free_ports(1)[0]}"
+
+
+@pytest.fixture(scope="module")
+def address(python, grpc_address):
     """The loopback door of a runner that is a user of its own, and serves twice what it is given."""
     folder = Path(tempfile.mkdtemp(prefix="edge-users-"))
     os.chown(folder, RUNNER, CLIENTS)
@@ -109,7 +115,8 @@ def address(python):
     (port,) = free_ports(1)
     tcp = f"127.0.0.1:{port}"
     with asyncio.Runner() as loop:
-        runner = runner_in(folder, tcp, "--agent-uid", "0", python=python, env=ENVIRONMENT, **RUNNER_USER.options)
+        words = ("--agent-uid", "0", "--grpc", grpc_address)
+        runner = runner_in(folder, tcp, *words, python=python, env=ENVIRONMENT, **RUNNER_USER.options)
         running = loop.run(runner.__aenter__())
         loop.run(serve(running))
         yield tcp
@@ -169,6 +176,15 @@ def test_perf_analyzer_with_binary_tensors(address):
 def test_perf_analyzer_with_shared_memory(address, tidy):
     """It makes regions for its own user alone; so it must be the runner's user."""
     done, throughput = perf_analyzer(RUNNER_USER, address, "--shared-memory", "system")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(throughput[1]) > 1
+
+
+@pytest.mark.usefixtures("address")
+@pytest.mark.parametrize("words", [(), ("--streaming",), ("--shared-memory", "system")], ids=str)
+def test_perf_analyzer_by_grpc(grpc_address, words):
+    """It measures the door for gRPC, too: message by message, as a stream, and with frames in regions."""
+    done, throughput = perf_analyzer(RUNNER_USER, grpc_address, "-i", "grpc", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert float(throughput[1]) > 1
 
