@@ -7,8 +7,10 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
-ALONE  := tests/attacks $(addprefix tests/faults/test_,disk.py every_write.py kill.py seats.py) \
-          $(addprefix tests/system/test_,demo.py event_loop.py fleet.py main_job.py resource.py s3.py swaps.py)
+ALONE  := $(addprefix tests/faults/test_,kill.py seats.py) \
+          $(addprefix tests/system/test_,demo.py event_loop.py main_job.py resource.py swaps.py)
+FIRST  := tests/core tests/attacks tests/faults tests/system
+SHARED := $(FIRST) $(filter-out $(FIRST) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: env demo test check bench clean every-write powercut fuzz
@@ -22,7 +24,8 @@ $(STAMP): pyproject.toml tools/env.sh
 demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
-# Most files share the machine, one on each core, the longest first; what measures, kills or ends in a table has it alone.
+# Most files share the machine, the longest first, two for each of two cores: half of a test is waiting for a device.
+# What measures, or asks without a pause, has it alone: beside others it would last longer, and take more of them.
 test: env
 	tools/apt.sh mosquitto 2.0
 	-tools/apt.sh strace 5.0
@@ -30,7 +33,7 @@ test: env
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests/core tests $(addprefix --ignore=,$(ALONE))
+	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(ALONE))
 	$(PYTHON) -m pytest $(ALONE)
 endif
 

@@ -64,7 +64,7 @@ MUTANTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("refs", "more"),
     [(REFS, ()), (REFS[:2], ("retry", "upgrade")), (REFS[:2], ("withdrawal",))],

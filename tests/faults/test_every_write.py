@@ -36,7 +36,7 @@ NEVER = ("write", 65_535)  # the highest number that strace takes
 
 pytestmark = [
     pytest.mark.skipif(not Path(STRACE).exists(), reason="strace is not here: run tools/apt.sh strace 5.0"),
-    pytest.mark.timeout(3600 if ALL else 300),
+    pytest.mark.timeout(3600 if ALL else 900),
 ]
 
 

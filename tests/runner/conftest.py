@@ -27,10 +27,11 @@ from agent.core.candidate import Backend, Candidate
 from agent.core.errors import TransferError
 from agent.core.messages import Done, Facts, Load, Loaded, Look, Offer, Part, Place, Promote, Prove, Seal, Unload
 from agent.core.release import Ref
+from tests.fakes.waiting import PATIENCE
 
 SHAPE = (1, 3, 8, 8)
 CPU = Candidate(backend=Backend.CPU, threads=1)
-PATIENCE_S = 30.0
+PATIENCE_S = 30.0 * PATIENCE
 
 
 def network(factor: float, kind: str) -> bytes:

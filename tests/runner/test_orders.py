@@ -12,9 +12,7 @@ from agent.core.candidate import Backend, Found
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Hello, Offer, Refused, Unload
 from agent.runner import orders
 from agent.runner.orders import Runner, find_backends
-from tests.runner.conftest import release
-
-PATIENCE_S = 30.0
+from tests.runner.conftest import PATIENCE_S, release
 
 
 async def no_backends():
