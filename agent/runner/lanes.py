@@ -10,7 +10,7 @@
 
 from collections.abc import Callable
 
-from agent.adapters.memory_file import arena, grow, map_shared, size
+from agent.adapters.memory_file import arena, grow, map_shared
 from agent.adapters.packets import close_all
 from agent.core.errors import TransferError
 
@@ -61,7 +61,8 @@ class Lane(Pair):
     @property
     def is_large(self) -> bool:
         """Whether it holds more memory than a lane may keep."""
-        return sum(size(one) for one in self.descriptors) > (KEPT_BYTES if self.number < KEPT else 2 * FIRST_BYTES)
+        most = KEPT_BYTES if self.number < KEPT else 2 * FIRST_BYTES
+        return len(self._request) + len(self._answer) > most
 
     def close(self) -> None:
         """As `Pair.close`."""
