@@ -7,6 +7,7 @@
 3. Nothing is suppressed before: near twins are each other's partners.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +53,13 @@ def _found(boxes: Array, scores: Array, rule: Detections) -> _Found:
             "[..., n, 4] and scores [..., n] or [..., n, classes]",
             Kind.STRUCTURE,
         )
-    flat = scores.reshape(-1, boxes.shape[-2], *scores.shape[boxes.ndim - 1 :] or (1,)).astype(np.float64)
+    images, classes = math.prod(boxes.shape[:-2]), math.prod(scores.shape[boxes.ndim - 1 :])
+    flat = scores.reshape(images, boxes.shape[-2], classes).astype(np.float64)
     places = np.argwhere(flat >= rule.min_score)
     places = places[np.argsort(-flat[tuple(places.T)], kind="stable")][: 2 * MOST]  # partners of the last ones too
     image, box, label = places.T
-    corners = boxes.reshape(-1, *boxes.shape[-2:]).astype(np.float64)[image, box]
-    return _Found(corners, flat[image, box, label], image * flat.shape[-1] + label)
+    corners = boxes.reshape(images, *boxes.shape[-2:]).astype(np.float64)[image, box]
+    return _Found(corners, flat[image, box, label], image * classes + label)
 
 
 def _partners(one: _Found, other: _Found, rule: Detections) -> Array:

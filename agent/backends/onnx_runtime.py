@@ -179,6 +179,7 @@ def tensorrt_options(candidate: Candidate, config: Config) -> dict[str, str]:
     options = {
         "trt_fp16_enable": str(int(candidate.precision == "fp16")),
         "trt_bf16_enable": str(int(candidate.precision == "bf16")),
+        "trt_int8_enable": str(int(candidate.precision == "int8")),  # of weights that are quantised in the file
         "trt_max_workspace_size": str(workspace_bytes(config)),
         "trt_engine_cache_enable": "0",
         "trt_timing_cache_enable": str(int(bool(folder))),

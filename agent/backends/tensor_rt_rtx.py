@@ -31,13 +31,14 @@ NAME = "tensorrt-rtx"
 VERSION = f"{plugin.__version__} in onnxruntime {onnx_runtime.VERSION}"
 
 
-def open_session(path: str, candidate: Candidate, config: Config) -> OnnxRuntimeSession:
-    """A session on the first RTX GPU.
+def open_session(path: str, candidate: Candidate, config: Config, engine: bytes = b"") -> OnnxRuntimeSession:
+    """A session on the first RTX GPU; it has no engines to keep.
 
     Raises:
         InputError: there is no ONNX model at `path`.
         BackendError: this device, driver or plug-in cannot run it.
     """
+    del engine
     check_precision(path, candidate)
     options = session_options(candidate, config)
     options.add_provider_for_devices(_gpus()[:1], {"nv_max_workspace_size": str(workspace_bytes(config))})

@@ -24,6 +24,8 @@ def test_the_same_answer_agrees():
     """And so does an answer without any detection with another one without any."""
     assert alone((BOXES, SCORES), (BOXES, SCORES), RULE) == 0
     assert alone((BOXES, SCORES * 0), (BOXES, SCORES * 0), RULE) == 0
+    assert alone((BOXES[:, :0], SCORES[:, :0]), (BOXES[:, :0], SCORES[:, :0]), RULE) == 0
+    assert alone((BOXES[0], SCORES[0]), (BOXES[0], SCORES[0]), RULE) == 0
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,17 @@ def test_the_tensorrt_provider_keeps_no_engine_in_clear(monkeypatch, tmp_path):
     assert (options["trt_fp16_enable"], options["trt_max_workspace_size"]) == ("1", str(512 << 20))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_tensorrt_provider_computes_in_what_the_candidate_says(precision):
+    """Each precision but fp32 is allowed by an option of its own, and by no other's."""
+    from agent.backends.onnx_runtime import tensorrt_options
+
+    config = Config(input_size=(8, 8), confidence_threshold=0.5)
+    options = tensorrt_options(Candidate(backend=Backend.TENSORRT, precision=precision), config)
+    allowed = {one for one in ("fp16", "bf16", "int8") if options[f"trt_{one}_enable"] == "1"}
+    assert allowed == {precision} - {"fp32"}
+
+
 @pytest.mark.parametrize("module", ["onnx_runtime", "open_vino"])
 def test_loading_a_library_tells_nobody(tmp_path, module):
     """Neither library leaves an identity in the home folder or loads its reporting when it is imported."""
