@@ -3,8 +3,9 @@
 1. Orders go straight to a runner; each swap hands the release over anew, starts a seat, proves it, promotes it, and
    ends the old one. A camera asks 30 times a second over the door's unix socket, from another process.
 2. A swap's peer is the same camera in the pauses between the swaps of the same run.
-3. A failed request is counted, and so is an answer of another version than one of the two that swap.
-4. MLServer, where it installs, loads its model anew ten times under the same load, as it comes: with one worker.
+3. After the swaps, candidates of another slot are tried beside the same cameras: loaded, measured, ended.
+4. A failed request is counted, and so is an answer of another version than one of the two that swap.
+5. MLServer, where it installs, loads its model anew ten times under the same load, as it comes: with one worker.
 
 `--quick`: 20 swaps, nothing is written.
 """
@@ -29,7 +30,8 @@ import psutil
 from tritonclient.utils import InferenceServerException
 
 from agent.backends.session import Array
-from agent.core.messages import Done, Look, Unload
+from agent.core.messages import Done, Loaded, Look, Trial, Tried, Unload
+from agent.core.messages import Load as LoadSeat
 from benchmarks import _mlserver, _results
 from benchmarks._releases import SMALL, noise, opened, release_of
 from tests.runner.conftest import Agent, Camera, Release, Running, binary, http, runner_in
@@ -41,6 +43,7 @@ CLAIMS = {
     "p99_ratio": "p99 latency during swaps / between them",
     "p99_swap_ms": "p99 latency during swaps, ms",
     "p99_quiet_ms": "p99 latency between swaps, ms",
+    "trial_p99_ratio": "p99 latency while a candidate of another slot is loaded and tried / without swap or trial",
     "longest_gap_ms": "longest time between two answers of one camera of 30 frames per second, ms",
     "swap_s": "one swap, from the release's first byte to the old seat's end, s (median)",
     "rss_growth": "growth of the resident memory of runner and seat from the sixth swap to the last",
@@ -54,8 +57,11 @@ CAMERAS = 8
 FRAME_S = 1 / 30
 PAUSE_S = 0.5  # between two swaps
 WARM_UP = 6  # swaps until every buffer has had its size once
+TRIALS, TRIAL_RUNS = 5, 300
+OTHER_SLOT = "another"
 PEER_LOADS = 10
 
+Spans = list[tuple[float, float]]
 Times = list[tuple[float, float, bool]]  # began, ended, and whether it was answered well
 
 
@@ -68,14 +74,17 @@ class Load:
     def all(self) -> Iterator[tuple[float, float, bool]]:
         return itertools.chain.from_iterable(self.cameras)
 
-    def latencies(self, spans: list[tuple[float, float]]) -> tuple[Array, Array]:
-        """Milliseconds of the requests that touched a span, and of the others."""
+    def latencies(self, *kinds: Spans) -> list[Array]:
+        """Milliseconds of the requests that touched a span of each kind, and of those that touched none."""
         times = np.array([(began, ended) for began, ended, _ in self.all()])
-        during = np.zeros(len(times), bool)
-        for begin, end in spans:
-            during |= (times[:, 0] < end) & (times[:, 1] > begin)
-        ms = 1000 * (times[:, 1] - times[:, 0])
-        return ms[during], ms[~during]
+        ms, quiet, found = 1000 * (times[:, 1] - times[:, 0]), np.ones(len(times), bool), []
+        for spans in kinds:
+            touched = np.zeros(len(times), bool)
+            for begin, end in spans:
+                touched |= (times[:, 0] < end) & (times[:, 1] > begin)
+            found.append(ms[touched])
+            quiet &= ~touched
+        return [*found, ms[quiet]]
 
     @property
     def longest_gap_ms(self) -> float:
@@ -110,22 +119,23 @@ async def ours(folder: Path, swaps: int) -> dict[str, float | int]:
                 spans.append(await swap(agent, releases[number % 2], releases[(number + 1) % 2]))
                 sizes.append(await size_of(agent, running))
                 seats.add(agent.client.facts.slots[SLOT].seats[0].pid)
-            await asyncio.sleep(PAUSE_S)
+            trials = [await trial(agent, releases[number % 2]) for number in range(TRIALS)]
             load = cameras()
         await agent.ask(Unload(slot=SLOT, place=releases[(swaps - 1) % 2].place))
     assert len(seats) == swaps
-    return figures_of(load, spans, sizes)
+    return figures_of(load, spans, trials, sizes)
 
 
-def figures_of(load: Load, spans: list[tuple[float, float]], sizes: list[tuple[float, int]]) -> dict[str, float | int]:
+def figures_of(load: Load, spans: Spans, trials: Spans, sizes: list[tuple[float, int]]) -> dict[str, float | int]:
     """What it comes to. The same release serves at both ends of a growth."""
-    during, quiet = (float(np.percentile(one, 99)) for one in load.latencies(spans))
+    during, tried, quiet = (float(np.percentile(one, 99)) for one in load.latencies(spans, trials))
     first, last = sizes[WARM_UP - 1], sizes[-1 if len(sizes) % 2 == WARM_UP % 2 else -2]
     return {
         "swaps": len(spans),
         "requests": sum(1 for _ in load.all()),
         "failed": sum(not good for _, _, good in load.all()),
         "p99_ratio": round(during / quiet, 2),
+        "trial_p99_ratio": round(tried / quiet, 2),
         "p99_swap_ms": round(during, 1),
         "p99_quiet_ms": round(quiet, 1),
         "longest_gap_ms": round(load.longest_gap_ms, 1),
@@ -140,6 +150,18 @@ async def swap(agent: Agent, new: Release, old: Release) -> tuple[float, float]:
     began = time.monotonic()
     await agent.serve(SLOT, new, fallback=old)
     assert await agent.ask(Unload(slot=SLOT, place=old.place)) == Done()
+    return began, time.monotonic()
+
+
+async def trial(agent: Agent, one: Release) -> tuple[float, float]:
+    """When one trial in another slot began and ended; a pause comes before it."""
+    await asyncio.sleep(PAUSE_S)
+    began = time.monotonic()
+    assert await agent.hand_over(one) == Done()
+    assert isinstance(await agent.ask(LoadSeat(slot=OTHER_SLOT, place=one.place)), Loaded)
+    tried = await agent.ask(Trial(slot=OTHER_SLOT, place=one.place, key="", runs=TRIAL_RUNS))
+    assert isinstance(tried, Tried), tried
+    assert await agent.ask(Unload(slot=OTHER_SLOT, place=one.place)) == Done()
     return began, time.monotonic()
 
 

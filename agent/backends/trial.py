@@ -3,7 +3,7 @@
 1. The order is: declared tensors, golden samples, warm-up, benchmark, memory. The first that fails ends it.
 2. A candidate's failure is evidence, not an exception. What is measured is judged elsewhere (core/candidate.py).
 3. Times are from one burst, with the conditions they were taken in; when power mode or throttling moved
-   meanwhile, `conditions` says so under `moved`, and the speed means nothing.
+   meanwhile, `conditions` says so under `moved`, and a speed gate that was missed means nothing.
 """
 
 from dataclasses import dataclass

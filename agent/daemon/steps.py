@@ -312,6 +312,8 @@ class Steps:
         failure = judge(reply.evidence, release.config.gates)
         if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
             failure = None  # it was good enough to be confirmed; slow is better than dark
+        if failure is not None and failure.kind is Kind.SPEED and (moved := reply.evidence.conditions.get("moved")):
+            raise TransferError(f"{place}: {failure.reason}; but {moved} changed meanwhile, so it is measured again")
         await asyncio.to_thread(self._engines.keep, place, device, engine, self._room() if failure is None else 0)
         await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)
         if failure is not None:

@@ -1,0 +1,79 @@
+"""What a trial's evidence comes to on the device."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from agent.adapters.ledger import Ledger
+from agent.core import plan
+from agent.core.candidate import Backend, Deviation, Evidence, Found, Latency
+from agent.core.documents import from_json, from_yaml
+from agent.core.errors import Kind
+from agent.core.messages import CONFIG, METADATA, Tried
+from agent.core.records import Device, ReleaseRecord, TrialRecord
+from agent.core.release import Config, Metadata
+from agent.daemon.steps import Later, Never, Steps, Success
+from tests.runner.conftest import release
+
+ONE = release(1, gates={"min_fps": 30.0})
+DEVICE = Device(found=(Found(backend=Backend.CPU, present=True, version="1"),), cores=1, power_mode="15W")
+STEADY = Latency(mean=10, std=1, p50=10, p95=12, p99=13)
+
+
+@pytest.fixture
+def tried(tmp_path):
+    """Tries the release on a runner that measured this; the outcome, and what is written down."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
+    record = ReleaseRecord(
+        ref=ONE.ref, stored=True, verified=True, size=1, listing={}, metadata=metadata, config=config
+    )
+    ledger.put("release", ONE.ref.digest, record)
+
+    async def try_it(fps, within=True, **conditions):
+        evidence = Evidence(
+            candidate=ONE.place.candidate, key="k", fps=fps, latency_ms=STEADY, conditions=conditions,
+            deviations=(Deviation(output="y", max_abs=1.0, within=within),),
+        )  # fmt: skip
+
+        async def ask(_):
+            return Tried(evidence=evidence), []
+
+        steps = Steps(
+            tmp_path, None, ledger, None, SimpleNamespace(ask=ask, facts=None), None, lambda _: 1.0, threading.Lock()
+        )
+        outcome = await steps.act("defect_detection", plan.Trial(ONE.place), DEVICE)
+        return outcome, list(ledger.all("trial", TrialRecord).values())
+
+    yield try_it
+    ledger.close()
+
+
+async def test_a_slow_run_while_the_device_throttled_is_void(tried):
+    """It says nothing against the release: nothing is written down, and it is measured again."""
+    outcome, written = await tried(10.0, moved="throttled")
+    assert isinstance(outcome, Later)
+    assert "10.0 FPS; its gate asks for 30 FPS; but throttled changed meanwhile" in outcome.reason
+    assert written == []
+
+
+async def test_a_slow_run_on_a_steady_device_counts(tried):
+    """The release is too slow here."""
+    outcome, written = await tried(10.0, celsius=50.0)
+    assert isinstance(outcome, Never)
+    assert [one.failure.kind for one in written] == [Kind.SPEED]
+
+
+async def test_what_passes_while_the_device_throttled_has_passed(tried):
+    """A device that throttles makes nothing faster."""
+    outcome, written = await tried(40.0, moved="throttled")
+    assert isinstance(outcome, Success)
+    assert [one.failure for one in written] == [None]
+
+
+async def test_wrong_outputs_are_wrong_however_hot_the_device_is(tried):
+    """Parity does not wait for cooler days."""
+    outcome, _ = await tried(10.0, within=False, moved="throttled")
+    assert isinstance(outcome, Never)
+    assert outcome.failure.kind is Kind.PARITY
