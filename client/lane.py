@@ -49,7 +49,7 @@ class Lane:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.descriptors = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
+        self.descriptors: tuple[int, ...] = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
         self._request, self._answer = map_shared(self.descriptors[0]), map_for_reading(self.descriptors[1])
 
     def write(self, slot: str, frame: Frame) -> Infer:
@@ -79,6 +79,10 @@ class Lane:
     def close(self) -> None:
         """Gives the files back."""
         close_all(self.descriptors)
+        self.descriptors = ()
+
+    def __del__(self) -> None:
+        self.close()  # a client that nobody closed
 
     def _tensor(self, one: Slice) -> NDArray[Any]:
         if one.offset + one.size > len(self._answer):

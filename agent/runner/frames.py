@@ -59,8 +59,9 @@ class Frames:
         except Exception:
             log.exception("step=frames outcome=connection closed")
         finally:
+            lanes = await client.close()
             self._clients.discard(client)
-            for lane in client.close():
+            for lane in lanes:
                 for slot in self._slots.values():
                     slot.forget(lane)
                 lane.close()
@@ -144,11 +145,14 @@ class Client:
         except (TransferError, InputError):
             self._channel.hang_up()
 
-    def close(self) -> Iterable[Pair]:
-        """Ends the connection and what is inside; the lanes, to be closed."""
-        for task in self.inside.values():
-            task.cancel()
+    async def close(self) -> Iterable[Pair]:
+        """Ends the connection and what waits; the lanes, to be closed, once no seat is at them."""
         self._channel.close()
+        inside = list(self.inside.values())
+        for task in inside:
+            task.cancel()
+        if inside:
+            await asyncio.wait(inside)
         return self._lanes.values()
 
     def _open(self, number: int, descriptors: list[int]) -> None:

@@ -250,7 +250,11 @@ class Seat:
         self._idle.clear()
         if len(self._waiting) == 1:
             self._watch()
-        return await waiting.answer
+        try:
+            return await asyncio.shield(waiting.answer)
+        except asyncio.CancelledError:  # whoever asked has left, and the seat computes on: it is not free before
+            await asyncio.wait([waiting.answer])
+            raise
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
         assert self._channel is not None

@@ -1,11 +1,13 @@
 """A camera application's client: frames in shared memory, through a real runner and real seats."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +259,19 @@ def test_a_runner_that_hangs_up_at_each_request(new_runner, x):
     with Client(new_runner(hang_up)) as client, pytest.raises(UnavailableError, match="ended the connection"):
         client.infer("a", x)
     assert len(asked) == 2
+
+
+async def test_clients_that_nobody_closes_leave_nothing(shared, served, x):
+    """Their files and connections go with them."""
+    before = open_files()
+    for _ in range(3):
+        await asyncio.to_thread(Client(f"unix:{shared.door}").infer, served, x)
+    gc.collect()
+    assert open_files() == before
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_the_client_is_light():

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -194,6 +195,28 @@ async def test_clients_that_leave_in_the_middle_leave_nothing(shared, agent, slo
     assert (await camera.infer(slot, x)).status == 200
     await eventually(lambda: (descriptors(shared.process.pid), descriptors(loaded.pid)) == before)
     camera.writer.close()
+
+
+async def test_clients_that_do_not_wait_keep_no_seat_busy(shared, agent, camera, slot):
+    """Whoever asks and leaves has had one request computed at most: those after it do not pile up at the seat."""
+    loaded = await agent.serve(slot, release(1, kind="loop"))
+    slow = np.full(SHAPE, 20_000, np.float32)
+    began = time.monotonic()
+    for _ in range(3):
+        assert (await camera.infer(slot, slow)).status == 200
+    run_s = (time.monotonic() - began) / 3
+    for _ in range(40):
+        with closing(Camera(shared)) as guest:
+            guest.open()
+            memory_file.write(guest.files[0], slow.tobytes())
+            one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
+            guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
+            await agent.ask(messages.Look())  # so that it has come before it is gone
+    began = time.monotonic()
+    assert (await camera.infer(slot, slow)).status == 200
+    assert time.monotonic() - began < 8 * run_s  # at most two before it; with all of the forty it was eighteen
+    facts = await agent.ask(messages.Look())
+    assert [seat.pid for seat in facts.slots[slot].seats] == [loaded.pid]
 
 
 async def test_more_clients_than_are_taken(shared, camera, served, x):
