@@ -37,15 +37,16 @@ def tell(figures: Figures) -> None:
     print(json.dumps(dict(figures)))
 
 
-def write(program: str, claims: Mapping[str, str], figures: Figures) -> None:
+def write(program: str, claims: Mapping[str, str], figures: Figures, note: str = "") -> None:
     """Replace the program's section of RESULTS.md.
 
     Args:
         program: its name.
         claims: what each figure means, in the order of the table.
         figures: the values.
+        note: what else was there, for example a GPU.
     """
-    write_table(program, ("what", "measured"), [(claims[key], figures[key]) for key in claims])
+    write_table(program, ("what", "measured"), [(claims[key], figures[key]) for key in claims], note)
 
 
 def write_table(program: str, columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> None:

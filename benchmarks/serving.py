@@ -29,6 +29,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import shared_memory
 
+from agent.backends.hardware import gpu
 from agent.backends.session import Array
 from agent.core.candidate import Backend, Candidate, Evidence
 from agent.core.messages import Load, Place, Trial, Tried, Unload
@@ -98,7 +99,7 @@ def main() -> None:
         figures = asyncio.run(measured(Path(folder), sizes))
     if not options.quick:
         told = {key: meaning for key, meaning in CLAIMS.items() if key in figures}
-        _results.write("serving on a GPU" if options.cuda else "serving", told, figures)
+        _results.write("serving on a GPU" if options.cuda else "serving", told, figures, gpu() if options.cuda else "")
     _results.tell(figures)
 
 
