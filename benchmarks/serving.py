@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,24 +39,21 @@ from client import Client
 from tests.fakes.ports import free_ports
 from tests.runner.conftest import Agent, Release, Running, runner_in
 
-WAYS = ("direct", "client", "shm", "grpc_shm", "http", "grpc")
-CLAIMS = {
-    **{f"yolo_{way}_ratio": f"YOLOv8n-sized: {told} / direct loop, frames per second" for way, told in {
-        "client": "our client", "shm": "shared memory over HTTP", "grpc_shm": "shared memory over gRPC",
-        "http": "binary tensors over HTTP", "grpc": "binary tensors over gRPC"}.items()},
-    **{f"small_{way}_ratio": f"small detector: {told} / direct loop, frames per second" for way, told in {
-        "client": "our client", "shm": "shared memory over HTTP", "grpc_shm": "shared memory over gRPC",
-        "http": "binary tensors over HTTP", "grpc": "binary tensors over gRPC"}.items()},
-    "mlserver_yolo_ratio": "YOLOv8n-sized: MLServer with the same runtime, over gRPC / direct loop",
-    "mlserver_small_ratio": "small detector: MLServer with the same runtime, over gRPC / direct loop",
-    "benchmark_app_ratio": "frames per second that a trial tells / what OpenVINO's benchmark_app tells, same options",
-    "best_backend_ratio": "the chosen candidate / the fastest single one measured by hand, frames per second",
-    "yolo_direct_fps": "YOLOv8n-sized: direct loop, frames per second",
-    "small_direct_fps": "small detector: direct loop, frames per second",
-    **{f"{model}_{way}_{q}_ms": f"{told}: {way.replace('_', ' ')}, {q} ms" for model, told in
-       {"yolo": "YOLOv8n-sized", "small": "small detector"}.items() for way in WAYS for q in ("p50", "p99")},
-    "chosen": "the candidate that the trials chose for the YOLOv8n-sized model",
-}  # fmt: skip
+MODELS = {"small": "small detector", "yolo": "YOLOv8n-sized"}
+WAYS = {
+    "direct": "direct loop",
+    "client": "our client",
+    "shm": "shared memory over HTTP",
+    "grpc_shm": "shared memory over gRPC",
+    "http": "binary tensors over HTTP",
+    "grpc": "binary tensors over gRPC",
+    "mlserver": "MLServer, the same runtime, over gRPC",
+}
+COLUMNS = ("model", "way in", "frames per second / direct loop's", "p50, ms", "p99, ms")
+CHOICE = {
+    "benchmark_app_ratio": "frames per second that a trial tells / OpenVINO's benchmark_app",
+    "best_backend_ratio": "the chosen candidate / the fastest measured by hand",
+}
 THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
 CPU, OPENVINO = (Candidate(backend=one, threads=THREADS) for one in (Backend.CPU, Backend.OPENVINO))
 CUDA = Candidate(backend=Backend.CUDA)
@@ -98,9 +95,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measured(Path(folder), sizes))
     if not options.quick:
-        told = {key: meaning for key, meaning in CLAIMS.items() if key in figures}
-        _results.write("serving on a GPU" if options.cuda else "serving", told, figures, gpu() if options.cuda else "")
+        program, note = ("serving on a GPU", gpu()) if options.cuda else ("serving", "")
+        _results.write_table(program, COLUMNS, rows(figures), note)
     _results.tell(figures)
+
+
+def rows(figures: Mapping[str, float | str]) -> Iterator[tuple[float | str, ...]]:
+    """The figures as a table."""
+    for model, name in MODELS.items():
+        for way, told in WAYS.items():
+            if f"{model}_{way}_p50_ms" in figures:
+                ratio = 1.0 if way == "direct" else figures[ratio_key(model, way)]
+                yield name, told, ratio, figures[f"{model}_{way}_p50_ms"], figures[f"{model}_{way}_p99_ms"]
+    for key, told in CHOICE.items():
+        if key in figures:
+            yield MODELS["yolo"], told, figures[key], "", ""
+
+
+def ratio_key(model: str, way: str) -> str:
+    """Under which name a ratio is told."""
+    return f"mlserver_{model}_ratio" if way == "mlserver" else f"{model}_{way}_ratio"
 
 
 async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
@@ -140,8 +154,7 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
     found: dict[str, float | str] = {f"{one.slot}_direct_fps": round(statistics.median(direct_fps), 1)}
     for way, turns in times.items():
         ratios = [len(turn) / sum(turn) / fps for turn, fps in zip(turns, direct_fps, strict=True)]
-        key = f"mlserver_{one.slot}_ratio" if way == "mlserver" else f"{one.slot}_{way}_ratio"
-        found[key] = round(statistics.median(ratios), 3)
+        found[ratio_key(one.slot, way)] = round(statistics.median(ratios), 3)
         p50, p99 = np.percentile(1000 * np.concatenate([np.array(turn) for turn in turns]), (50, 99))
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
     del found[f"{one.slot}_direct_ratio"]
