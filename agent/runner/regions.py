@@ -9,9 +9,11 @@
 """
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -159,7 +161,9 @@ class Regions:
 def _write(span: Span, content: memoryview, file: _File, place: int) -> int:
     if os.fstat(file.number).st_size < place + len(content):  # writing would make it long again, at our cost
         raise _is_cut(span)
-    return os.pwrite(file.number, content, place)
+    if (written := os.pwrite(file.number, content, place)) < len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return written
 
 
 def _is_cut(span: Span) -> InputError:
@@ -176,19 +180,21 @@ def _open(folder: Path, region: Registered) -> _File:
     if not key or "/" in key or "\0" in key or key in {".", ".."}:
         raise InputError(f"{what}: key {region.key!r} is not a name in {folder}, as shm_open(3) has it")
     path = folder / key
-    try:
-        try:
-            file = _File(os.open(path, os.O_RDWR | HOW))
-        except PermissionError:
-            file = _File(os.open(path, os.O_RDONLY | HOW))  # enough for inputs
-    except PermissionError as error:
-        found = path.lstat()
-        raise InputError(
-            f"{what}: {path} is of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}, and the runner may "
-            f"not read it: chgrp edge-clients {path} && chmod 660 {path}"
-        ) from error
-    except (OSError, UnicodeEncodeError) as error:
-        raise InputError(f"{what}: {path} cannot be opened ({error})") from error
+    file = _File(_descriptor(path, what))
     if not stat.S_ISREG(os.fstat(file.number).st_mode):
         raise InputError(f"{what}: {path} is no shared memory, but a file of another kind")
     return file
+
+
+def _descriptor(path: Path, what: str) -> int:
+    try:
+        for how in (os.O_RDWR, os.O_RDONLY):  # what may only be read is enough for inputs
+            with suppress(PermissionError):
+                return os.open(path, how | HOW)
+        found = path.lstat()
+    except (OSError, UnicodeEncodeError) as error:
+        raise InputError(f"{what}: {path} cannot be opened ({error})") from error
+    raise InputError(
+        f"{what}: {path} is of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}, and the runner may not "
+        f"read it: chgrp edge-clients {path} && chmod 660 {path}"
+    )

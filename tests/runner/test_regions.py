@@ -324,6 +324,16 @@ async def test_what_is_no_shared_memory_is_not_opened(tmp_path):
     assert known.status(None) == []
 
 
+async def test_an_output_that_finds_no_room(tmp_path, monkeypatch):
+    """Where /dev/shm is full in the middle of an output, the client is told, and does not read half of one."""
+    (tmp_path / "f").write_bytes(b"frame")
+    known = Regions(tmp_path)
+    known.register(Registered(key="f", byte_size=5, name="r"))
+    monkeypatch.setattr(os, "pwrite", lambda *_: 4)  # as the kernel tells it
+    with pytest.raises(InputError, match="No space left"):
+        await known.write(Span("r", 5), memoryview(b"12345"))
+
+
 async def test_too_many_regions(tmp_path, monkeypatch):
     """One too many is refused; those whose files are gone make room."""
     monkeypatch.setattr(regions, "REGIONS", 2)
