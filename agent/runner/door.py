@@ -23,6 +23,7 @@ import msgspec
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Place, SeatRan, Slice
+from agent.runner.answers import Answered, Asked
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, write_head
 from agent.runner.intake import BODY_BYTES, check_lengths, receive
@@ -42,7 +43,7 @@ from agent.runner.open_inference import (
 )
 from agent.runner.queue import LateError
 from agent.runner.regions import Regions
-from agent.runner.slots import Answered, Asked, Slot
+from agent.runner.slots import Slot
 from agent.runner.wire import Wire
 
 CONNECTIONS = 256

@@ -24,13 +24,14 @@ from agent.adapters.memory_file import is_arena, size
 from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
+from agent.runner.answers import Asked
 from agent.runner.door import Door
 from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
 from agent.runner.intake import BODY_BYTES
 from agent.runner.lanes import LANES, Pair
 from agent.runner.open_inference import NAMES, InferDocument, InputTensor, OutputTensor, Request, check_request
-from agent.runner.slots import Asked, Slot
+from agent.runner.slots import Slot
 
 CLIENTS = 64
 DEPTH = 4  # lanes of one client; two keep a seat busy

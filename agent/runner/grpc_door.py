@@ -18,6 +18,7 @@ from google.protobuf import json_format
 
 from agent import VERSION
 from agent.core.errors import InputError
+from agent.runner.answers import Answered
 from agent.runner.door import (
     CONNECTIONS,
     Door,
@@ -35,7 +36,7 @@ from agent.runner.lanes import Lane
 from agent.runner.open_inference import EXTENSIONS, NAMES, InferDocument, Request, place_request
 from agent.runner.queue import LateError
 from agent.runner.regions import Registered
-from agent.runner.slots import Answered, Slot
+from agent.runner.slots import Slot
 
 MESSAGE_BYTES = 32 * 1024**2  # six 640 x 640 float frames
 CALLS = 32  # at once; with their messages they take a gigabyte at most

@@ -20,16 +20,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Incident, Place, Promote, Refused, SeatRan, Slice, SlotFacts
-from agent.core.release import Config, Ref
+from agent.core.messages import Incident, Place, Promote, SeatRan, SlotFacts
+from agent.core.release import Ref
 from agent.core.soak import judge_pace
+from agent.runner.answers import Answered, Asked, answer_anyway, fault_of, run_deadline_s
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
@@ -42,20 +42,8 @@ FAULTS = 3  # in a row: a single one may be chance, more cost clients the time o
 PACE = 30  # requests between two looks at how long they took: a second of one camera
 SERVES_ON = "serves on, for want of a fall-back"
 INCIDENTS = 8  # kept; the agent sees each as it comes
-RUN_S = (3.0, 30.0)  # bounds of a run's deadline: a busy device's hiccup, and what a camera may be kept waiting
-RUN_FACTOR = 5  # a run is hung when it takes so many times the latency that its gate allows
 
 log = logging.getLogger("edge-runner")
-
-Asked = tuple[tuple[Slice, ...], tuple[str, ...]]  # inputs, names of outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer and the seat that gave it."""
-
-    seat: Seat
-    ran: SeatRan
 
 
 class Slot:
@@ -456,34 +444,3 @@ class Slot:
         if seat is self.serving:
             return "serving"
         return "warm" if seat is self.fallback else seat.state
-
-
-def run_deadline_s(config: Config) -> float:
-    """How long one run may take before the seat counts as hung."""
-    shortest, longest = RUN_S
-    return min(max(RUN_FACTOR * config.gates.max_latency_p95_ms / 1000, shortest), longest)
-
-
-def fault_of(seat: Seat, answer: FromSeat) -> Failure | None:
-    """What is wrong with an answer, if anything."""
-    if isinstance(answer, Refused):
-        return answer.failure
-    assert isinstance(answer, SeatRan)
-    if answer.finite:
-        return None
-    return Failure(kind=Kind.PARITY, reason=f"{seat.place}: an answer held NaN or Inf for an input that held none")
-
-
-def answer_anyway(seat: Seat, answer: FromSeat) -> Answered:
-    """The answer, also one with NaN or Inf: the client is told so.
-
-    Raises:
-        InputError: the request does not fit the model after all.
-        BackendError: there is none.
-    """
-    if isinstance(answer, SeatRan):
-        return Answered(seat, answer)
-    assert isinstance(answer, Refused)
-    if answer.failure.kind is Kind.STRUCTURE:
-        raise InputError(answer.failure.reason)
-    raise BackendError(answer.failure.reason, answer.failure.kind)
