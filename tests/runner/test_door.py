@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import re
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -12,7 +13,7 @@ import tritonclient.http as triton
 
 from agent.core.messages import Unload
 from agent.runner.lanes import LANES
-from tests.runner.conftest import SHAPE, binary, descriptors_of, eventually, http, release
+from tests.runner.conftest import PATIENCE_S, SHAPE, binary, descriptors_of, eventually, http, release
 
 JSON_REQUEST = {"inputs": [{"name": "x", "shape": SHAPE, "datatype": "FP32", "data": np.ones(SHAPE).tolist()}]}
 
@@ -103,10 +104,13 @@ async def test_cameras_that_leave_in_the_middle_take_no_lane_along(shared, serve
     for _ in range(LANES + 8):
         camera = await shared.camera()
         camera.writer.write(http("POST", f"/v2/models/{served}/infer", body, **headers)[:-9])
-        await camera.writer.drain()
+        with suppress(ConnectionError):  # refused: the door has not seen yet that the others left
+            await camera.writer.drain()
         camera.writer.close()
     last = await shared.camera()
-    assert (await last.infer(served, x)).status == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while (await last.infer(served, x)).status != 200:
+            pass
 
 
 async def test_many_cameras_at_once(shared, served, x):
