@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import msgspec
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from agent import VERSION
 from agent.core.errors import InputError
@@ -108,9 +109,7 @@ class Service:
         }
         handlers["ModelInfer"] = unary(self._infer, "ModelInferRequest", "ModelInferResponse")
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=message("ModelInferRequest").FromString,
-            response_serializer=message("ModelStreamInferResponse").SerializeToString,
+            self._stream, response_serializer=message("ModelStreamInferResponse").SerializeToString
         )
         return handlers
 
@@ -148,13 +147,13 @@ class Service:
             answered, outputs = await self._door.computed(slot, lane, request, ask.model_version or None, arrived)
             return response_of(request, slot, answered, outputs)
 
-    async def _stream(self, asks: AsyncIterator[Any], context: object) -> AsyncIterator[Any]:
+    async def _stream(self, asks: AsyncIterator[bytes], context: object) -> AsyncIterator[Any]:
         del context
         kind = message("ModelStreamInferResponse")
         async for ask in asks:
             try:
-                yield kind(infer_response=await self._infer(ask))
-            except HttpError as error:
+                yield kind(infer_response=await self._infer(read("ModelInferRequest", ask)))
+            except (HttpError, InputError) as error:
                 yield kind(error_message=str(error))
 
     async def _received(self, ask: Any, lane: Lane) -> Request:
@@ -184,15 +183,25 @@ def told(answer: Callable[[Any], Any], response: str) -> Callable[[Any], Awaitab
 def unary(call: Callable[[Any], Awaitable[Any]], asks: str, response: str) -> grpc.RpcMethodHandler:
     """A method of one request and one answer; what goes wrong becomes a status."""
 
-    async def handle(ask: Any, context: Any) -> Any:
+    async def handle(ask: bytes, context: Any) -> Any:
         try:
-            return await call(ask)
+            return await call(read(asks, ask))
         except (HttpError, InputError) as error:
             return await context.abort(code_of(error), str(error))
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=message(asks).FromString, response_serializer=message(response).SerializeToString
-    )
+    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=message(response).SerializeToString)
+
+
+def read(asks: str, content: bytes) -> Any:
+    """A request as a message. gRPC's own reading would make a fault of ours of one that is none.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return message(asks).FromString(content)
+    except DecodeError as error:
+        raise InputError(f"this is no {asks}: {error}") from error
 
 
 def code_of(error: HttpError | InputError) -> Any:

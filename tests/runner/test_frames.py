@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import random
+import re
 import socket
 import time
 from contextlib import closing
@@ -154,6 +156,56 @@ async def test_nonsense_ends_the_connection_that_it_came_on(shared, guest, serve
     with closing(Camera(shared)) as other:
         other.open()
         assert isinstance(await other.ask(served, x), Inferred)
+
+
+NUMBERS = (b"0", b"-1", b"7", b"65536", b"%d" % 2**40, b"%d" % 2**63, b"1e9", b"null")
+
+
+def broken(seed, slot):
+    """Packets like those of clients, each with a few bytes changed, left out or doubled, or a number made a large one."""
+    chance = random.Random(seed)
+    one = Slice(name="x", shape=SHAPE, dtype="float32", offset=64, size=SIZE)
+    whole = messages.encode(Infer(slot=slot, lane=0, inputs=(one,), outputs=("y",)))
+    for _ in range(600):
+        content = bytearray(whole)
+        for _ in range(chance.randint(0, 2)):
+            place, more = chance.randrange(len(content)), chance.randint(1, 9)
+            match chance.randrange(4):
+                case 0:
+                    content[place] = chance.randrange(256)
+                case 1:
+                    del content[place : place + more]
+                case 2:
+                    content[place:place] = content[place : place + more]
+                case 3:
+                    numbers = [found.span() for found in re.finditer(rb"\d+", content)]
+                    start, end = chance.choice(numbers)
+                    content[start:end] = chance.choice(NUMBERS)
+        yield bytes(content)
+
+
+async def test_whatever_chance_makes_of_a_packet_has_an_answer(shared, agent, camera, served, x):
+    """Six hundred broken packets: an answer, a refusal, or the end of the connection with its reason; the seat goes on."""
+    assert (await camera.infer(served, x)).status == 200  # the slot's first lane is there
+    (seat,) = (await agent.ask(messages.Look())).slots[served].seats
+    before, seen, guest = descriptors(shared.process.pid), set(), None
+    for packet in broken(1, served):
+        if guest is None:
+            guest = Camera(shared)
+            guest.open()
+        guest.channel.sock.send(packet)
+        said = await guest.said()
+        seen.add((type(said).__name__, said.lane, getattr(said, "blame", "")))
+        if said.lane < 0:
+            assert await guest.said() is None
+            guest.close()
+            guest = None
+    if guest is not None:
+        guest.close()
+    assert seen == {("Inferred", 0, ""), ("Denied", 0, "client"), ("Denied", -1, "client")}
+    facts = (await agent.ask(messages.Look())).slots[served]
+    assert ([one.pid for one in facts.seats], facts.counters.errors) == ([seat.pid], 0)
+    await eventually(lambda: descriptors(shared.process.pid) <= before)
 
 
 async def test_a_lane_carries_one_request_at_a_time(guest, served, x):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import sys
 from functools import partial
@@ -17,7 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from agent.core.errors import InputError
-from agent.core.messages import Done, Unload
+from agent.core.messages import Done, Look, Unload
 from agent.runner import grpc_door, grpc_messages, main
 from agent.runner.door import Door
 from tests.fakes.ports import free_ports
@@ -207,22 +208,81 @@ class partial_of(str):  # noqa: N801 - reads as what it is
 
 
 async def test_a_message_that_is_too_long(client, served):
-    """Beyond the limit it is refused before it is in memory; the connection goes on."""
+    """Beyond the limit it is refused before it is in memory, also one that was packed small; the connection goes on."""
     large = np.zeros((44_000, *SHAPE[1:]), np.float32)
-    assert (await refused(client.infer, served, given(large)))[0] == "RESOURCE_EXHAUSTED"
+    for packing in (None, "gzip"):
+        call = partial(client.infer, served, given(large), compression_algorithm=packing)
+        assert (await refused(call))[0] == "RESOURCE_EXHAUSTED"
     assert client.is_server_live()
 
 
 async def test_nonsense_is_refused(shared, served, client):
     """Bytes that are no message end in a status, and the server goes on."""
     async with grpc.aio.insecure_channel(shared.tcp) as channel:
-        for method, content in (("ModelInfer", b"\xff" * 100), ("ModelInfer", b"\x0a\x02\xff\xfe"), ("Nothing", b"")):
-            with pytest.raises(grpc.aio.AioRpcError):
+        for method, content, status in (
+            ("ModelInfer", b"\xff" * 100, "INVALID_ARGUMENT"),
+            ("ModelReady", b"\x0a\x02\xff\xfe", "INVALID_ARGUMENT"),
+            ("Nothing", b"", "UNIMPLEMENTED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as told:
                 await channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(content)
+            assert told.value.code().name == status
     _, writer = await asyncio.open_connection(*shared.tcp.split(":"))
     writer.write(b"GET / HTTP/1.1\r\n\r\n" * 1000)
     writer.close()
     assert client.is_model_ready(served)
+
+
+def broken(seed, x, served):
+    """Requests like those of clients, each with a few bytes changed, left out or doubled."""
+    chance = random.Random(seed)
+    whole = service_pb2.ModelInferRequest(model_name=served, id="7", raw_input_contents=[x.tobytes()])
+    region = {"shared_memory_region": {"string_param": "r"}, "shared_memory_byte_size": {"int64_param": 768}}
+    tensor = {"name": "x", "shape": list(SHAPE), "datatype": "FP32"}
+    outputs, waits = (
+        [{"name": "y", "parameters": region}],
+        {"priority": {"uint64_param": 1}, "timeout": {"int64_param": 9}},
+    )
+    typed = {"contents": {"fp32_contents": x.ravel().tolist()}}
+    for more in (
+        {},
+        {"outputs": outputs},
+        {"parameters": waits},
+        {"inputs": [tensor | typed]},
+        {"inputs": [tensor | {"parameters": region}]},
+    ):
+        request = service_pb2.ModelInferRequest()
+        request.CopyFrom(whole)
+        json_format.ParseDict({"inputs": [tensor]} | more, request)
+        if more.get("inputs"):
+            del request.raw_input_contents[:]
+        for _ in range(150):
+            content = bytearray(request.SerializeToString())
+            for _ in range(chance.randint(0, 3)):
+                place = min(int(chance.expovariate(1 / 60)), len(content) - 1)  # most of a message is pixels
+                match chance.randrange(3):
+                    case 0:
+                        content[place] = chance.randrange(256)
+                    case 1:
+                        del content[place : place + chance.randint(1, 9)]
+                    case 2:
+                        content[place:place] = content[place : place + chance.randint(1, 9)]
+            yield bytes(content)
+
+
+async def test_whatever_chance_makes_of_a_request_has_an_answer(agent, shared, served, x):
+    """A thousand broken requests: each has a status that says who must act, and none takes a lane or the seat along."""
+    (seat,) = (await agent.ask(Look())).slots[served].seats
+    statuses = {}
+    async with grpc.aio.insecure_channel(shared.tcp) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for content in broken(1, x, served):
+            answered = call(content)
+            statuses[await answered.code()] = content
+    foreseen = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED"}
+    assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= {status.name for status in statuses} <= foreseen, statuses
+    facts = (await agent.ask(Look())).slots[served]
+    assert ([one.pid for one in facts.seats], facts.counters.errors) == ([seat.pid], 0)
 
 
 async def test_more_connections_than_are_taken(client, served, shared):
