@@ -15,7 +15,8 @@ from agent.adapters.pulse import Pulse
 from agent.core import plan
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import from_json
-from agent.core.messages import Place
+from agent.core.messages import Place, Prove
+from agent.core.records import Device
 from agent.core.release import Ref
 from agent.daemon.keyring import pieces
 from agent.daemon.runner_link import RunnerLink
@@ -26,6 +27,7 @@ from agent.trust.sealing import Opener
 SLOT = "defect_detection"
 LOOK_S = 0.01
 THREADS = 2
+DEVICE = Device(found=(), cores=THREADS, power_mode="")
 
 
 def main() -> None:
@@ -47,8 +49,8 @@ async def loaded(folder: str, sealed: Path, ref: Ref, key: bytes, size: int) -> 
         running.append(tasks.create_task(peak.run(link)))
         await asyncio.sleep(5 * LOOK_S)
         pulse.longest_s, began = 0.0, time.perf_counter()
-        for step in (plan.Load(place), plan.Prove(place)):
-            assert await steps.act(SLOT, step, None) == Success()  # type: ignore[arg-type] # no step that asks for it
+        assert await steps.act(SLOT, plan.Load(place), DEVICE) == Success()
+        await link.ask(Prove(slot=SLOT, place=place))
         seconds, facts = time.perf_counter() - began, await link.look()
         assert facts is not None
         found = {
@@ -56,7 +58,7 @@ async def loaded(folder: str, sealed: Path, ref: Ref, key: bytes, size: int) -> 
             "stall_ms": max(pulse.lag_ms, facts.loop_lag_ms),
         }  # fmt: skip
         for step in (plan.Promote(place, None), plan.Unload(place)):  # once it has served it is forgotten
-            assert await steps.act(SLOT, step, None) == Success()  # type: ignore[arg-type]
+            assert await steps.act(SLOT, step, DEVICE) == Success()
         for one in running:
             one.cancel()
     return found
@@ -69,9 +71,9 @@ def candidate() -> Candidate:
 
 def steps_of(link: RunnerLink, opener: Any) -> Steps:
     """The agent's steps with a file that needs no ledger and no grant."""
-    none: Any = SimpleNamespace()
-    steps = Steps(Path(), none, none, none, link, lambda: None, lambda _: 10.0, none)
-    steps._opened = lambda _: opener()  # type: ignore[method-assign]  # noqa: SLF001
+    none, keyring = SimpleNamespace(), SimpleNamespace(engine_key=lambda: b"")
+    steps: Any = Steps(Path("/nonexistent"), none, none, keyring, link, lambda: None, lambda _: 10.0, none)
+    steps._opened = lambda _: opener()  # noqa: SLF001
     return steps
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -141,7 +142,9 @@ def announced(opener: Opener) -> tuple[Part, ...]:
 
 
 def pour(opener: Opener, descriptors: list[int]) -> None:
-    """Write every part of what is open into its memory file; they are closed here: a thread cannot be cancelled.
+    """Write every part of what is open into its memory file, one piece while the next is opened.
+
+    The files are closed here: a thread cannot be cancelled.
 
     Raises:
         TrustError: a byte is not what was sealed.
@@ -151,7 +154,12 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
         if len(descriptors) != len(opener.parts):
             raise BackendError(f"edge-runner gave {len(descriptors)} memory files for {len(opener.parts)} parts")
         offsets = [0] * len(descriptors)
-        for index, piece in opener.pieces():
-            offsets[index] = memory_file.write(descriptors[index], piece, offsets[index])
+        with ThreadPoolExecutor(1) as writer:
+            writing = writer.submit(int)
+            for index, piece in opener.pieces():
+                writing.result()
+                writing = writer.submit(memory_file.write, descriptors[index], piece, offsets[index])
+                offsets[index] += len(piece)
+            writing.result()
     finally:
         close_all(descriptors)
