@@ -46,7 +46,11 @@ class Besieged(Standing):
 
     def renew(self):
         """The desk signs a new timestamp, and the device takes it."""
-        self.plant.repository.refresh(now())
+        was = self.plant.repository.timestamp.signed.expires
+        while (
+            self.plant.repository.timestamp.signed.expires == was
+        ):  # whole seconds, and all that the device tells of it
+            self.plant.repository.refresh(now())
         self.until_synced()
 
     def until_synced(self):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from copy import copy
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from provisioning.keys import init_keys
 from tests.attacks.hostile import serving
 from tests.fakes.waiting import until
 from tests.faults.test_bad_intent import ask, pair, request
-from tests.system.plant import GROUP, ONE, Device, now
+from tests.system.plant import GROUP, ONE, now
 
 MINUTE = timedelta(minutes=1)
 GRANT = f"grants/{GROUP}/cam-1.json"
@@ -191,8 +192,8 @@ def copy_of(device):
     """The same identity in other folders."""
     folder = device.folder.with_name("clone")
     shutil.copytree(device.folder, folder, symlinks=True, ignore=lambda *_: ["run", "runner", "agent.log"])
-    clone = Device.__new__(Device)
-    clone.name, clone.folder, clone.config, clone.agent = device.name, folder, folder / "agent.yaml", None
-    clone.log, clone.program = folder / "agent.log", device.program
+    clone = copy(device)
+    clone.folder, clone.config, clone.log = folder, folder / "agent.yaml", folder / "agent.log"
+    clone.agent, clone.read = None, (None, None)
     clone.write(json.loads(json.dumps(device.tree).replace(str(device.folder), str(folder))))
     return clone
