@@ -10,6 +10,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import cache
@@ -38,6 +39,7 @@ PROVIDERS = {
     Backend.TENSORRT: "TensorrtExecutionProvider",
 }
 _LEVELS = {"all": "ENABLE_ALL", "extended": "ENABLE_EXTENDED", "basic": "ENABLE_BASIC", "none": "DISABLE_ALL"}
+_SOURCE = re.compile(r"^\S+\.(?:cc|h|cpp):\d+ .*?\) ")  # where in its source it failed: nobody's business here
 _FATAL = 4  # ONNX Runtime's log level: errors are raised, not printed
 
 
@@ -212,7 +214,7 @@ def _check_given(session: OnnxRuntimeSession, provider: str, candidate: Candidat
 
 
 def _explained(error: Exception, missing: str) -> str:
-    text = str(error).strip()
+    text = _SOURCE.sub("", str(error).strip()).rstrip(".")
     if "fallback to CPU EP has been explicitly disabled" not in text:
         return text
     if missing:

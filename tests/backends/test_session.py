@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.backends import open_session
+from agent.backends import onnx_runtime, open_session
 from agent.core.candidate import Backend, Candidate
 from agent.core.errors import BackendError, InputError, Kind
 from agent.core.release import Config
@@ -108,6 +108,12 @@ def test_an_absent_gpu_is_an_error(model, config, backend):
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(BackendError, match=backend):
         open_session(str(model), Candidate(backend=backend), config)
+
+
+def test_an_error_is_told_without_its_place_in_a_library():
+    """Where in ONNX Runtime's source something failed says nothing to whoever has to install what is missing."""
+    said = RuntimeError("/onnxruntime_src/core/session.cc:729 void f(Options&, const Map&) Please install TensorRT.")
+    assert onnx_runtime._explained(said, "") == "Please install TensorRT"
 
 
 def test_a_precision_that_is_not_computed_is_an_error(model, config):
