@@ -141,7 +141,9 @@ def steps(plan: ModuleType, swap: object, wish: Ref | None, world: World) -> Ite
     if step is not None:
         yield step
     if isinstance(step, plan.Unload | plan.Delete | plan.Reject):
-        for Name.first in sorted({*world.copies, *(seat.ref for seat in world.seats)} - {REFS[0]}):
+        ref = step.place.ref if isinstance(step, plan.Unload) else step.release
+        later = {one for one in (*world.copies, *(seat.ref for seat in world.seats)) if ref < one}
+        for Name.first in sorted(later):
             yield plan.next_step(desired, world, 0.0)
         Name.first = REFS[0]
 
