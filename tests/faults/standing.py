@@ -131,7 +131,15 @@ class Standing:
             )
         else:
             self.say(self.pair)  # what a broker keeps is not the device's to clean
-        self.device.until(lambda: facts_of(self.device, but) == facts, "the facts are as before", 30)
+
+        def moved():
+            now = facts_of(self.device, but)
+            return {key: (facts.get(key), now.get(key)) for key in facts.keys() | now if facts.get(key) != now.get(key)}
+
+        try:
+            self.device.until(lambda: not moved(), "the facts are as before", 30)
+        finally:
+            assert moved() == {}
         until_settled(self.device, self.good)
         until(lambda: files_of(self.device) == files, 10, f"{files_of(self.device)} are {files}")
         until(lambda: self.camera.answers > answers + 2, 10, "the camera is answered")
@@ -166,21 +174,23 @@ def told(device):
 
 
 def until_told(device, words, seconds=30.0):
-    """Wait until `status` and `why` say something in words, for however short a time."""
+    """Wait until `status` and `why` say something in words, for however short a time; all that they said then."""
     heard, seen = [], []
 
     def holds():
         state = device.state()
         if not heard and state not in seen[-1:]:  # else both would say the same again
             seen.append(state)
-            if all(words in said for said in told(device).values()):
-                heard.append(words)
+            said = told(device)
+            if all(words in one for one in said.values()):
+                heard.append(said)
         return heard
 
     try:
         device.until(holds, words, seconds)
     finally:
         assert heard, told(device)
+    return heard[0]
 
 
 def files_of(device):
