@@ -19,7 +19,7 @@ from agent.adapters.packets import Packets, close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen
 from client.answer import Answer, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
+from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
 
 
 class Client:
@@ -159,11 +159,15 @@ class Line:
         except BlockingIOError as error:
             raise UnavailableError(f"{self._path}: no answer within {self._timeout_s:g} s") from error
         except InputError as error:
-            raise UnavailableError(f"{self._path}: whoever answers there is no edge-runner of ours: {error}") from error
+            raise UnavailableError(f"{self._path}: {STRANGER}: {error}") from error
         if received is None:
             raise BrokenError(f"{self._path}: edge-runner ended the connection; is it up?")
         message, descriptors = received
         close_all(descriptors)
+        if message.lane >= DEPTH:
+            raise UnavailableError(
+                f"{self._path}: whoever answers there is no edge-runner of ours: lane {message.lane}"
+            )
         return message
 
 

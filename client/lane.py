@@ -23,6 +23,7 @@ DOOR = "unix:/run/edge-runner/door.sock"
 FIRST_BYTES = 64 * 1024
 ALIGNMENT = 64  # bytes; a cache line
 FRAME_RANK = 3  # height, width, channels
+STRANGER = "whoever answers there is no edge-runner of ours"
 TIMEOUT_S = 60.0  # a slot's hold and a run's deadline, with room
 
 Frame = ArrayLike | Mapping[str, ArrayLike]

@@ -15,7 +15,7 @@ from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen
 from client.answer import Answer, ClientError, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
+from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
 
 
 class AsyncClient:
@@ -105,19 +105,18 @@ class AsyncLine:
     async def _listen(self) -> None:
         error: Exception = BrokenError(f"{self._path}: edge-runner ended the connection; is it up?")
         try:
-            while (received := await self._channel.receive()) is not None:
-                close_all(received[1])
-                if received[0].lane < 0:
-                    assert isinstance(received[0], Denied)
-                    error = error_of(received[0])
-                    break
-                self._take(received[0])
-        except InputError as reason:
-            error = UnavailableError(f"{self._path}: whoever answers there is no edge-runner of ours: {reason}")
+            await self._channel.each(self._take)
+        except ClientError as reason:
+            error = reason
+        except (InputError, LookupError) as reason:
+            error = UnavailableError(f"{self._path}: {STRANGER}: {reason}")
         finally:
             self._end(error)
 
-    def _take(self, said: FromRunner) -> None:
+    def _take(self, said: FromRunner, descriptors: list[int]) -> None:
+        close_all(descriptors)
+        if isinstance(said, Denied) and said.lane < 0:
+            raise error_of(said)
         lane, answer = self._lanes[said.lane], self._waiting.pop(said.lane)
         if not answer.done():
             if isinstance(said, Denied):

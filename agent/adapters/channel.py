@@ -8,15 +8,18 @@
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agent.adapters.packets import M, Packets, Received, close_all
-from agent.core.errors import InputError, TransferError
+from agent.core.errors import TransferError
 
 __all__ = ["Channel", "Packets", "close_all", "connect", "frames_beside", "listen", "peer_uid"]
 
 WAITING = 8  # connections that wait to be accepted
+
+Act = Callable[["asyncio.Future[Received[M] | None]", Received[M] | None], None]
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -27,42 +30,48 @@ class Channel(Packets[M]):
     def __init__(self, sock: socket.socket, receives: Any) -> None:
         sock.settimeout(0)
         super().__init__(sock, receives)
-        self._next: asyncio.Future[Received[M] | None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one that watches the socket: until nobody waits
 
     async def receive(self) -> Received[M] | None:
         """As `read`, and waits until something is there."""
         try:
             return self.read()
         except BlockingIOError:
-            loop = asyncio.get_running_loop()
-            self._next = loop.create_future()
-            if self._loop is None:
-                self._loop = loop
-                loop.add_reader(self.sock.fileno(), self._take)
-            return await self._next
+            return await self._watch(lambda over, received: over.set_result(received))
 
-    def close(self) -> None:
-        """As `Packets.close`."""
-        self._unwatch()
-        super().close()
+    async def each(self, take: Callable[[M, list[int]], None]) -> None:
+        """Hands every message with its descriptors to `take`, as soon as it is there, until the peer is gone.
 
-    def _take(self) -> None:
-        """Called by the event loop when something is there."""
-        if self._next is None or self._next.done():
-            self._unwatch()  # nobody waits: what comes stays where it is
+        Raises:
+            InputError: what came is not a message of this channel; or whatever `take` raises.
+        """
+
+        def act(over: "asyncio.Future[Received[M] | None]", received: Received[M] | None) -> None:
+            if received is None:
+                over.set_result(None)
+            else:
+                take(*received)
+
+        await self._watch(act)
+
+    async def _watch(self, act: "Act[M]") -> Received[M] | None:
+        loop, number = asyncio.get_running_loop(), self.sock.fileno()
+        over: asyncio.Future[Received[M] | None] = loop.create_future()
+        loop.add_reader(number, self._ready, act, over)
+        try:
+            return await over
+        finally:
+            loop.remove_reader(number)
+
+    def _ready(self, act: "Act[M]", over: "asyncio.Future[Received[M] | None]") -> None:
+        """Called by the event loop when something is there; what comes after the end stays where it is."""
+        if over.done():
             return
         try:
-            self._next.set_result(self.read())
+            act(over, self.read())
         except BlockingIOError:
             pass
-        except InputError as error:
-            self._next.set_exception(error)
-
-    def _unwatch(self) -> None:
-        if self._loop is not None:
-            self._loop.remove_reader(self.sock.fileno())
-            self._loop = None
+        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
+            over.set_exception(error)
 
 
 def listen(path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET, mode: int = 0o666) -> socket.socket:

@@ -127,17 +127,7 @@ class Client:
         Raises:
             InputError: it does not keep to the rules.
         """
-        while (received := await self._channel.receive()) is not None:
-            message, descriptors = received
-            if isinstance(message, LaneOpen):
-                self._open(message.lane, descriptors)
-                continue
-            close_all(descriptors)
-            lane = self._lanes.get(message.lane)
-            if lane is None or message.lane in self.inside:
-                raise InputError(f"lane {message.lane} is not open, or its last request has no answer yet")
-            if not self._frames.is_closing:  # else the connection ends soon, and the client asks whoever comes next
-                self.inside[message.lane] = self._tasks.create_task(self._one(message, lane), name="frame")
+        await self._channel.each(self._take)
 
     def tell(self, answer: FromRunner) -> None:
         """Sends it, or ends the connection of a client that does not take it."""
@@ -155,6 +145,17 @@ class Client:
         if inside:
             await asyncio.wait(inside)
         return self._lanes.values()
+
+    def _take(self, message: ToRunner, descriptors: list[int]) -> None:
+        if isinstance(message, LaneOpen):
+            self._open(message.lane, descriptors)
+            return
+        close_all(descriptors)
+        lane = self._lanes.get(message.lane)
+        if lane is None or message.lane in self.inside:
+            raise InputError(f"lane {message.lane} is not open, or its last request has no answer yet")
+        if not self._frames.is_closing:  # else the connection ends soon, and the client asks whoever comes next
+            self.inside[message.lane] = self._tasks.create_task(self._one(message, lane), name="frame")
 
     def _open(self, number: int, descriptors: list[int]) -> None:
         if number in self._lanes or len(self._lanes) == DEPTH:

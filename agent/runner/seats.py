@@ -181,8 +181,7 @@ class Seat:
         assert self._channel is not None
         assert self._process is not None
         try:
-            while (received := await self._channel.receive()) is not None:
-                self._take(*received)
+            await self._channel.each(self._take)
         except (InputError, IndexError) as error:  # a corrupt process may say anything
             self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: the seat talks nonsense: {error}")
         finally:
@@ -251,9 +250,12 @@ class Seat:
         if len(self._waiting) == 1:
             self._watch()
         try:
-            return await asyncio.shield(waiting.answer)
+            return await waiting.answer
         except asyncio.CancelledError:  # whoever asked has left, and the seat computes on: it is not free before
-            await asyncio.wait([waiting.answer])
+            if waiting in self._waiting:
+                waiting.answer = asyncio.get_running_loop().create_future()
+                with suppress(SeatEndedError):
+                    await waiting.answer
             raise
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:

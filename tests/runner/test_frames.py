@@ -6,7 +6,7 @@ import random
 import re
 import socket
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ class Camera:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(str(shared.door.with_name("frames.sock")))
         self.channel = Channel(sock, FromRunner)
-        self.files = memory_file.arena("request", 65536), memory_file.arena("answer", 65536)
+        self.files = memory_file.arena("guests-frame", 65536), memory_file.arena("guests-answer", 65536)
 
     def open(self, number=0, files=None):
         self.channel.send(LaneOpen(lane=number), self.files if files is None else files)
@@ -184,11 +184,10 @@ def broken(seed, slot):
         yield bytes(content)
 
 
-async def test_whatever_chance_makes_of_a_packet_has_an_answer(shared, agent, camera, served, x):
+async def test_whatever_chance_makes_of_a_packet_has_an_answer(shared, agent, served):
     """Six hundred broken packets: an answer, a refusal, or the end of the connection with its reason; the seat goes on."""
-    assert (await camera.infer(served, x)).status == 200  # the slot's first lane is there
     (seat,) = (await agent.ask(messages.Look())).slots[served].seats
-    before, seen, guest = descriptors(shared.process.pid), set(), None
+    seen, guest = set(), None
     for packet in broken(1, served):
         if guest is None:
             guest = Camera(shared)
@@ -205,18 +204,27 @@ async def test_whatever_chance_makes_of_a_packet_has_an_answer(shared, agent, ca
     assert seen == {("Inferred", 0, ""), ("Denied", 0, "client"), ("Denied", -1, "client")}
     facts = (await agent.ask(messages.Look())).slots[served]
     assert ([one.pid for one in facts.seats], facts.counters.errors) == ([seat.pid], 0)
-    await eventually(lambda: descriptors(shared.process.pid) <= before)
+    await eventually(lambda: held(shared.process.pid, "memfd:guests") == held(seat.pid, "memfd:guests") == 0)
 
 
-async def test_a_lane_carries_one_request_at_a_time(guest, served, x):
-    """A second one in it before the answer, and a fifth lane, are against the rules."""
-    for number in range(4):
+async def test_a_lane_carries_one_request_at_a_time(guest, agent, slot):
+    """A second one in it before the answer is against the rules."""
+    await agent.serve(slot, release(1, kind="loop"))
+    guest.open()
+    memory_file.write(guest.files[0], np.full(SHAPE, 20_000, np.float32).tobytes())
+    one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
+    for _ in range(2):
+        guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
+    denied = await guest.said()
+    assert (denied.lane, "no answer yet" in denied.reason) == (-1, True)
+
+
+async def test_a_client_has_four_lanes(guest):
+    """A fifth is against the rules."""
+    for number in range(5):
         guest.open(number)
-    request = Infer(slot=served, lane=0, inputs=())
-    guest.channel.send(request)
-    guest.channel.send(request)
-    told = [await guest.said() for _ in range(2)]
-    assert -1 in {one.lane for one in told if one is not None}
+    denied = await guest.said()
+    assert (denied.lane, "lane 4" in denied.reason) == (-1, True)
 
 
 async def test_a_file_that_grows_beyond_all_bounds_hurts_nobody(guest, shared, served, x):
@@ -233,19 +241,19 @@ async def test_a_file_that_grows_beyond_all_bounds_hurts_nobody(guest, shared, s
 
 
 async def test_clients_that_leave_in_the_middle_leave_nothing(shared, agent, slot, x):
-    """Files and places of clients that are gone are given back, by the runner and by the seat."""
+    """Files, connections and places of clients that are gone are given back, by the runner and by the seat."""
     loaded = await agent.serve(slot, release(1))
-    camera = await shared.camera()
-    assert (await camera.infer(slot, x)).status == 200
-    before = descriptors(shared.process.pid), descriptors(loaded.pid)
+    before = held(shared.process.pid, "socket:")
     for _ in range(100):
         with closing(Camera(shared)) as guest:
             guest.open()
             memory_file.write(guest.files[0], x.tobytes())
             one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
             guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
+    await eventually(lambda: held(shared.process.pid, "socket:") <= before)
+    await eventually(lambda: held(shared.process.pid, "memfd:guests") == held(loaded.pid, "memfd:guests") == 0)
+    camera = await shared.camera()
     assert (await camera.infer(slot, x)).status == 200
-    await eventually(lambda: (descriptors(shared.process.pid), descriptors(loaded.pid)) == before)
     camera.writer.close()
 
 
@@ -271,10 +279,9 @@ async def test_clients_that_do_not_wait_keep_no_seat_busy(shared, agent, camera,
     assert [seat.pid for seat in facts.slots[slot].seats] == [loaded.pid]
 
 
-async def test_more_clients_than_are_taken(shared, camera, served, x):
+async def test_more_clients_than_are_taken(shared, served, x):
     """One too many is told so; when another leaves there is room again."""
-    assert (await camera.infer(served, x)).status == 200  # the slot's first lane is there
-    before = descriptors(shared.process.pid)
+    before = held(shared.process.pid, "socket:")
     guests = [Camera(shared) for _ in range(65)]
     assert "64 clients" in (await guests[-1].said()).reason
     for guest in guests[:-1]:
@@ -282,7 +289,7 @@ async def test_more_clients_than_are_taken(shared, camera, served, x):
         assert isinstance(await guest.ask(served, x), Inferred)
     for guest in guests:
         guest.close()
-    await eventually(lambda: descriptors(shared.process.pid) <= before)
+    await eventually(lambda: held(shared.process.pid, "socket:") <= before)
     with closing(Camera(shared)) as last:
         last.open()
         assert isinstance(await last.ask(served, x), Inferred)
@@ -315,5 +322,10 @@ def test_a_frame_that_changes_meanwhile_is_not_blamed_on_the_model():
     lane.close()
 
 
-def descriptors(pid):
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+def held(pid, what):
+    """How many descriptors of a kind a process has."""
+    found = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it is closed by now
+            found += what in str(path.readlink())
+    return found
