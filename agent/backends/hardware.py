@@ -4,9 +4,8 @@ import ctypes
 import os
 import platform
 import re
+from importlib import import_module
 from pathlib import Path
-
-import psutil
 
 from agent.core.release import Config
 
@@ -50,7 +49,7 @@ def peak_memory_mb() -> float:
     for line in _text(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
-    return float(psutil.Process().memory_info().rss) / 2**20
+    return 0.0
 
 
 def gpu_memory_mb() -> tuple[float, float]:
@@ -68,6 +67,7 @@ def gpu_memory_mb() -> tuple[float, float]:
 
 def workspace_bytes(config: Config) -> int:
     """What TensorRT may use for a build: what the config says, but no more than this device can spare now."""
+    psutil = import_module("psutil")
     free_mb = gpu_memory_mb()[0] or psutil.virtual_memory().available / 2**20  # a Jetson's GPU shares the host's
     wanted_mb = int(config.options("tensorrt").get("workspace_mb", WORKSPACE_MB))
     return int(min(wanted_mb, BUILD_SHARE * free_mb)) << 20
@@ -76,6 +76,7 @@ def workspace_bytes(config: Config) -> int:
 def conditions() -> Conditions:
     """Temperature (celsius), clock (mhz), load (1 minute), power mode and throttle counts of this moment."""
     found: Conditions = {"load": os.getloadavg()[0]}
+    psutil = import_module("psutil")  # here, for a seat that loads has no use for it, and starts a tenth sooner without
     celsius = [one.current for group in psutil.sensors_temperatures().values() for one in group]
     if celsius:
         found["celsius"] = max(celsius)

@@ -1,6 +1,7 @@
 """A trial proves a candidate, and its failure is evidence."""
 
 import numpy as np
+import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -126,6 +127,6 @@ def test_open_sizes_fit_any(tmp_path, candidate, config, metadata):
 
 def test_sensors_that_are_absent_are_left_out(monkeypatch):
     """A machine without sensors gives fewer conditions, not wrong ones."""
-    monkeypatch.setattr(hardware.psutil, "sensors_temperatures", dict)
-    monkeypatch.setattr(hardware.psutil, "cpu_freq", lambda: None)
+    monkeypatch.setattr(psutil, "sensors_temperatures", dict)
+    monkeypatch.setattr(psutil, "cpu_freq", lambda: None)
     assert not {"celsius", "mhz"} & hardware.conditions().keys()
