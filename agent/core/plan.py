@@ -21,7 +21,7 @@ from agent.core.candidate import Candidate
 from agent.core.messages import Place
 from agent.core.release import Ref
 
-TIE = 0.03  # of the speed: two trials of one candidate in a minute differ by as much
+TIE = 0.03  # of the speed: two trials of one candidate in a minute differ by more
 
 
 class Swap(StrEnum):
