@@ -40,8 +40,8 @@ class Besieged(Standing):
 
     def told(self, words, seconds=30.0):
         """Wait until `status` and `why` say something in words; the sentence of it."""
-        self.until_told(words, seconds)
-        said = [text for text in texts(self.device.state()) if words in text]
+        _, state = self.until_told(words, seconds)
+        said = [text for text in texts(state) if words in text]
         return min(said, key=len)
 
     def renew(self):

@@ -106,8 +106,8 @@ class Standing:
         return found()[0]["failure"]
 
     def until_told(self, words, seconds=30.0):
-        """Wait until both commands say it in words."""
-        until_told(self.device, words, seconds)
+        """Wait until both commands say it in words; all of it, and the state then."""
+        return until_told(self.device, words, seconds)
 
     @contextmanager
     def asleep(self):
@@ -174,16 +174,18 @@ def told(device):
 
 
 def until_told(device, words, seconds=30.0):
-    """Wait until `status` and `why` say something in words, for however short a time; all that they said then."""
+    """Wait until `status` and `why` say something in words, for however short a time; all of it, and the state then."""
     heard, seen = [], []
 
     def holds():
         state = device.state()
-        if not heard and state not in seen[-1:]:  # else both would say the same again
+        if heard or state in seen[-1:]:  # else both would say the same again
+            return heard
+        said = told(device)
+        if device.state() == state:  # they spoke of it
             seen.append(state)
-            said = told(device)
             if all(words in one for one in said.values()):
-                heard.append(said)
+                heard.append((said, state))
         return heard
 
     try:

@@ -35,7 +35,7 @@ def test_a_quota_is_kept(plant, releases):
     assert kept == [f"weights/{SLOT}_ssd_plates_2025070{day}.sealed" for day in (2, 3)]
     large = plant.publish_checked(releases("20250704", LARGE_MB).checked)
     plant.rollout(large.name)
-    said = until_told(device, "more than the quota_mb of 0.8 in agent.yaml: raise it, or deploy a smaller release")
+    said, _ = until_told(device, "more than the quota_mb of 0.8 in agent.yaml: raise it, or deploy a smaller release")
     assert re.search(r"0\.\d MB are to come and 0\.3 MB are kept \(\w+_20250703 0\.3\)", said["status"])
     assert device.slot()["serving"] == f"{SLOT}_ssd_plates_20250703"
     assert device.slot()["rejections"] == []
