@@ -304,17 +304,19 @@ class Steps:
             pour(opener, descriptors)
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
-        key = device.key(place.candidate)
+        key, release = device.key(place.candidate), self._release(place.ref)
+        assert release.config is not None
         reply, engine = await self.runner.ask(messages.Trial(slot=slot, place=place, key=key))
         assert isinstance(reply, messages.Tried), reply
-        release = self._release(place.ref)
-        assert release.config is not None
         failure = judge(reply.evidence, release.config.gates)
         if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
             failure = None  # it was good enough to be confirmed; slow is better than dark
-        if failure is not None and failure.kind is Kind.SPEED and (moved := reply.evidence.conditions.get("moved")):
+        is_slow = failure is not None and failure.kind is Kind.SPEED
+        moved = reply.evidence.conditions.get("moved") if is_slow else None
+        room = self._room() if failure is None or moved else 0
+        await asyncio.to_thread(self._engines.keep, place, device, engine, room)
+        if failure is not None and moved:
             raise TransferError(f"{place}: {failure.reason}; but {moved} changed meanwhile, so it is measured again")
-        await asyncio.to_thread(self._engines.keep, place, device, engine, self._room() if failure is None else 0)
         await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)

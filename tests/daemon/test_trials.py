@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from agent.adapters import memory_file
 from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Backend, Deviation, Evidence, Found, Latency
@@ -14,6 +15,8 @@ from agent.core.messages import CONFIG, METADATA, Tried
 from agent.core.records import Device, ReleaseRecord, TrialRecord
 from agent.core.release import Config, Metadata
 from agent.daemon.steps import Later, Never, Steps, Success
+from agent.trust.sealing import KEY_BYTES
+from tests.daemon.test_engines import memory_files
 from tests.runner.conftest import release
 
 ONE = release(1, gates={"min_fps": 30.0})
@@ -30,6 +33,7 @@ def tried(tmp_path):
         ref=ONE.ref, stored=True, verified=True, size=1, listing={}, metadata=metadata, config=config
     )
     ledger.put("release", ONE.ref.digest, record)
+    keyring = SimpleNamespace(engine_key=lambda: bytes(KEY_BYTES))
 
     async def try_it(fps, within=True, **conditions):
         evidence = Evidence(
@@ -38,24 +42,26 @@ def tried(tmp_path):
         )  # fmt: skip
 
         async def ask(_):
-            return Tried(evidence=evidence), []
+            return Tried(evidence=evidence), [memory_file.reserve("engine", 5)]
 
         steps = Steps(
-            tmp_path, None, ledger, None, SimpleNamespace(ask=ask, facts=None), None, lambda _: 1.0, threading.Lock()
+            tmp_path, None, ledger, keyring, SimpleNamespace(ask=ask, facts=None), None, lambda _: 1.0, threading.Lock()
         )
         outcome = await steps.act("defect_detection", plan.Trial(ONE.place), DEVICE)
+        assert memory_files() == [], "what a seat built is closed, whatever comes of the trial"
         return outcome, list(ledger.all("trial", TrialRecord).values())
 
     yield try_it
     ledger.close()
 
 
-async def test_a_slow_run_while_the_device_throttled_is_void(tried):
+async def test_a_slow_run_while_the_device_throttled_is_void(tried, tmp_path):
     """It says nothing against the release: nothing is written down, and it is measured again."""
     outcome, written = await tried(10.0, moved="throttled")
     assert isinstance(outcome, Later)
     assert "10.0 FPS; its gate asks for 30 FPS; but throttled changed meanwhile" in outcome.reason
     assert written == []
+    assert len(list((tmp_path / "engines").iterdir())) == 1, "what was proven need not be built again for that"
 
 
 async def test_a_slow_run_on_a_steady_device_counts(tried):
