@@ -3,7 +3,8 @@
 1. A slot has LANES of them: that many requests are inside at once, waiting or being computed; the next one is
    refused. So is one for which the others leave no memory.
 2. The client's bytes are received into the request arena, and sent from the answer arena: no copy in between.
-3. A lane is free again when the seat has answered (or is dead) and the client has all of the answer, not before.
+3. A lane is free again when the seat has answered (or is dead) and the client has all of the answer, not before. Nor
+   while a thread copies into it or out of it, though nobody waits for the request any more.
 4. Arenas grow with the requests. The first KEPT lanes, which are taken first, keep up to KEPT_BYTES for the next
    one; what others grew by is given back with their request.
 """

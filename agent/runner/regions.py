@@ -150,7 +150,12 @@ class Regions:
         region, file = self._find(span.region)
         if span.size <= AT_ONCE:
             return copy(file, region.offset + span.offset)
-        return await asyncio.to_thread(copy, file, region.offset + span.offset)
+        copying = asyncio.ensure_future(asyncio.to_thread(copy, file, region.offset + span.offset))
+        try:
+            return await asyncio.shield(copying)
+        except asyncio.CancelledError:  # whoever asked has left, and the thread copies on: his lane is not free before
+            await asyncio.wait([copying])
+            raise
 
     def _find(self, name: str) -> tuple[Registered, _File]:
         if name not in self._regions:

@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -361,6 +362,32 @@ async def test_a_copy_outlasts_its_region(tmp_path, monkeypatch):
     await asyncio.sleep(0)  # the copy is on its way to a thread
     known.unregister("f")
     await copying
+    assert target == b"frame"
+
+
+async def test_a_copy_that_nobody_waits_for_still_holds_its_lane(tmp_path, monkeypatch):
+    """Whoever gives up while a frame is copied leaves when it is copied: the lane's next request is not written over."""
+    monkeypatch.setattr(regions, "AT_ONCE", 0)
+    (tmp_path / "f").write_bytes(b"frame")
+    known = Regions(tmp_path)
+    known.register(Registered(key="f", byte_size=5, name="f"))
+    began, may_end, target = Event(), Event(), bytearray(5)
+
+    def slowly(number, targets, place, copy=os.preadv):
+        began.set()
+        assert may_end.wait(30)
+        return copy(number, targets, place)
+
+    monkeypatch.setattr(os, "preadv", slowly)
+    copying = asyncio.ensure_future(known.read(Span("f", 5), memoryview(target)))
+    await asyncio.to_thread(began.wait, 30)
+    copying.cancel()
+    for _ in range(3):  # turns of the loop, in which it could leave
+        await asyncio.sleep(0)
+    assert not copying.done()
+    may_end.set()
+    await asyncio.wait([copying])
+    assert copying.cancelled()
     assert target == b"frame"
 
 
