@@ -156,7 +156,7 @@ def ask_seat(*words: str) -> object:
     Raises:
         TransferError: it failed.
     """
-    command = [sys.executable, "-m", "agent.runner.seat", *words]
+    command = [sys.executable, "-P", "-m", "agent.runner.seat", *words]  # -P: nothing of the folder that root stands in
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=True, env=environment)

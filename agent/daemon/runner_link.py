@@ -125,7 +125,7 @@ class RunnerLink:
         if self._settings.grpc:
             tcp += ["--grpc", self._settings.grpc, "--grpc", f"unix:{Path(self._settings.folder) / 'grpc.sock'}"]
         return [
-            sys.executable, "-m", "agent.runner.main", "--models", str(self._settings.models_socket),
+            sys.executable, "-P", "-m", "agent.runner.main", "--models", str(self._settings.models_socket),
             "--door", str(self._settings.door_socket), "--agent-uid", str(os.getuid()), *tcp,
         ]  # fmt: skip
 

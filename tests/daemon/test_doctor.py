@@ -15,6 +15,14 @@ def test_a_backend_that_works_is_named_with_its_version_and_hardware():
     assert found.says.startswith("onnxruntime ")
 
 
+def test_the_folder_that_it_is_started_in_is_not_believed(tmp_path, monkeypatch):
+    """Root asks from any folder: what others put there under the name of a module is not run."""
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "__init__.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    assert doctor.probe(Backend.CPU).present
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [("#!/bin/sh\nkill -SEGV $$\n", "died with <Signals.SIGSEGV"), ("#!/bin/sh\necho nonsense\n", "its probe failed")],
