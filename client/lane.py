@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agent.adapters.arena import Arena
 from agent.adapters.channel import frames_beside
-from agent.adapters.memory_file import arena, grow, map_for_reading, map_shared
+from agent.adapters.memory_file import arena, map_for_reading
 from agent.adapters.packets import close_all
-from agent.core.messages import Infer, Inferred, Slice
+from agent.core.messages import Infer, Inferred
 from client.answer import Answer, RequestError
 
 DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
 DOOR = "unix:/run/edge-runner/door.sock"
 FIRST_BYTES = 64 * 1024
-ALIGNMENT = 64  # bytes; a cache line
 FRAME_RANK = 3  # height, width, channels
 STRANGER = "whoever answers there is no edge-runner of ours"
 TIMEOUT_S = 60.0  # a slot's hold and a run's deadline, with room
@@ -51,7 +51,7 @@ class Lane:
     def __init__(self, number: int) -> None:
         self.number = number
         self.descriptors: tuple[int, ...] = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
-        self._request, self._answer = map_shared(self.descriptors[0]), map_for_reading(self.descriptors[1])
+        self._request, self._answer = Arena(self.descriptors[0]), Arena(self.descriptors[1], map_for_reading)
 
     def write(self, slot: str, frame: Frame) -> Infer:
         """The request for a frame, whose tensors lie in the lane.
@@ -59,22 +59,11 @@ class Lane:
         Raises:
             RequestError: it holds something other than numbers.
         """
-        arrays = tensors(frame)
-        inputs, end = [], 0
-        for name, array in arrays.items():
-            inputs.append(Slice(name=name, shape=array.shape, dtype=array.dtype.name, offset=end, size=array.nbytes))
-            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        if end > len(self._request):
-            grow(self.descriptors[0], end)
-            self._request = map_shared(self.descriptors[0])
-        for one, array in zip(inputs, arrays.values(), strict=True):
-            place = np.frombuffer(self._request, one.dtype, array.size, one.offset)
-            np.copyto(place.reshape(array.shape), array)
-        return Infer(slot=slot, lane=self.number, inputs=tuple(inputs))
+        return Infer(slot=slot, lane=self.number, inputs=self._request.put(tensors(frame)))
 
     def read(self, said: Inferred) -> Answer:
         """The answer, copied out of the lane."""
-        outputs = {one.name: self._tensor(one).copy() for one in said.outputs}
+        outputs = {one.name: self._answer.tensor(one).copy() for one in said.outputs}
         return Answer(outputs, said.release, said.candidate, said.finite)
 
     def close(self) -> None:
@@ -84,12 +73,6 @@ class Lane:
 
     def __del__(self) -> None:
         self.close()  # a client that nobody closed
-
-    def _tensor(self, one: Slice) -> NDArray[Any]:
-        if one.offset + one.size > len(self._answer):
-            self._answer = map_for_reading(self.descriptors[1])
-        dtype = np.dtype(one.dtype)
-        return np.frombuffer(self._answer, dtype, one.size // dtype.itemsize, one.offset).reshape(one.shape)
 
 
 def tensors(frame: Frame) -> dict[str, NDArray[Any]]:

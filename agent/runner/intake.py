@@ -11,11 +11,12 @@ from http import HTTPStatus
 
 import numpy as np
 
+from agent.adapters.arena import ALIGNMENT
 from agent.core.errors import InputError
 from agent.core.messages import Slice
 from agent.runner.http_head import HttpError, RequestHead
 from agent.runner.lanes import Lane
-from agent.runner.open_inference import ALIGNMENT, DATATYPES, Request, read_request
+from agent.runner.open_inference import DATATYPES, Request, read_request
 from agent.runner.regions import Regions
 from agent.runner.wire import Wire
 

@@ -11,7 +11,8 @@
 
 from collections.abc import Callable
 
-from agent.adapters.memory_file import arena, grow, map_shared
+from agent.adapters.arena import Arena
+from agent.adapters.memory_file import arena, grow
 from agent.adapters.packets import close_all
 from agent.core.errors import TransferError
 
@@ -34,12 +35,12 @@ class Pair:
 
 
 class Lane(Pair):
-    """A pair that is mapped here; the mappings follow its growth."""
+    """A pair that is mapped here."""
 
     def __init__(self, number: int, reserve: Callable[[int], None]) -> None:
         super().__init__(number, (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES)))
         self._reserve = reserve
-        self._request, self._answer = (map_shared(one) for one in self.descriptors)
+        self._request, self._answer = map(Arena, self.descriptors)
 
     def request(self, start: int, length: int) -> memoryview:
         """A place for a request's bytes.
@@ -47,17 +48,14 @@ class Lane(Pair):
         Raises:
             TransferError: there is no memory for it.
         """
-        if start + length > len(self._request):
-            self._reserve(start + length - len(self._request))
+        if (more := start + length - len(self._request)) > 0:
+            self._reserve(more)
             grow(self.descriptors[0], start + length)
-            self._request = map_shared(self.descriptors[0])
-        return memoryview(self._request)[start : start + length]
+        return self._request.view(start, length)
 
     def answer(self, start: int, length: int) -> memoryview:
         """What the seat wrote there; cut short where it wrote less than it said."""
-        if start + length > len(self._answer):
-            self._answer = map_shared(self.descriptors[1])
-        return memoryview(self._answer)[start : start + length]
+        return self._answer.view(start, length)
 
     @property
     def is_large(self) -> bool:

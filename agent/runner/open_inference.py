@@ -33,7 +33,6 @@ DATATYPES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "floa
 }
 NAMES = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 EXTENSIONS = ("binary_tensor_data", "system_shared_memory", "statistics", "model_configuration", "model_repository")
-ALIGNMENT = 64
 RANK = 8  # dimensions; more than any vision model has
 
 T = TypeVar("T")

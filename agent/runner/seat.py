@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.adapters.memory_file import grow, map_for_reading, map_shared, read, reserve, write
+from agent.adapters.arena import Arena
+from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
 from agent.backends import check_model, open_session, probe
@@ -40,7 +41,6 @@ from agent.core.release import Config, Metadata
 from agent.runner import walls
 from agent.runner.frame import frame_shape, normalise
 
-ALIGNMENT = 64  # bytes; a cache line, and what vector instructions like
 REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENGINE_FACTOR = 2  # an engine is about as large as the weights; while it is exported it may be there twice
@@ -48,41 +48,7 @@ ENGINE_FACTOR = 2  # an engine is about as large as the weights; while it is exp
 log = logging.getLogger("edge-runner")
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-class Lane:
-    """A pair of arenas, mapped. Both may have grown since the last request."""
-
-    def __init__(self, request: int, answer: int) -> None:
-        self._request, self._answer = request, answer
-        self._inputs = map_for_reading(request)
-        self._outputs = map_shared(answer)
-
-    def tensor(self, slice_: Slice) -> NDArray[Any]:
-        """The input where it lies; a copy only where the client left it unaligned."""
-        if slice_.offset + slice_.size > len(self._inputs):
-            self._inputs = map_for_reading(self._request)
-        dtype = np.dtype(slice_.dtype)
-        flat = np.frombuffer(self._inputs, dtype, slice_.size // dtype.itemsize, slice_.offset)
-        return np.require(flat.reshape(slice_.shape), requirements="A")
-
-    def put(self, outputs: Arrays) -> tuple[Slice, ...]:
-        """Writes the outputs one behind the other; says where."""
-        slices, end = [], 0
-        for name, output in outputs.items():
-            slices.append(Slice(name=name, shape=output.shape, dtype=output.dtype.name, offset=end, size=output.nbytes))
-            end += -(-output.nbytes // ALIGNMENT) * ALIGNMENT
-        if end > len(self._outputs):
-            grow(self._answer, end)
-            self._outputs = map_shared(self._answer)
-        for slice_, output in zip(slices, outputs.values(), strict=True):
-            target = np.frombuffer(self._outputs, output.dtype, output.size, slice_.offset)
-            np.copyto(target.reshape(output.shape), output)
-        return tuple(slices)
-
-    def close(self) -> None:
-        """Gives the arenas back; the mappings go with their last array."""
-        close_all((self._request, self._answer))
+Lane = tuple[Arena, Arena]  # of the request and of the answer
 
 
 class Model(Loaded):
@@ -90,8 +56,8 @@ class Model(Loaded):
 
     def run(self, lane: Lane, ask: messages.SeatRun) -> messages.SeatRan:
         """One request."""
-        started = time.monotonic()
-        inputs = {slice_.name: self._input(lane, slice_) for slice_ in ask.inputs}
+        started, (request, answer) = time.monotonic(), lane
+        inputs = {one.name: self._input(one, request.tensor(one)) for one in ask.inputs}
         names = ask.outputs or tuple(one.name for one in self.metadata.outputs)
         outputs = self._computed(names, inputs)
         busy_s = time.monotonic() - started
@@ -100,16 +66,16 @@ class Model(Loaded):
             inputs = {name: one.copy() for name, one in inputs.items()}
             outputs = self._computed(names, inputs)
             finite = all_finite(outputs) or not all_finite(inputs)
-        return messages.SeatRan(outputs=lane.put(outputs), busy_s=busy_s, finite=finite)
+        return messages.SeatRan(outputs=answer.put(outputs), busy_s=busy_s, finite=finite)
 
     def _computed(self, names: Sequence[str], inputs: Arrays) -> Arrays:
         return dict(zip(names, self.session.run(names, inputs), strict=True))
 
-    def _input(self, lane: Lane, slice_: Slice) -> NDArray[Any]:
-        tensor = lane.tensor(slice_)
+    def _input(self, slice_: Slice, tensor: NDArray[Any]) -> NDArray[Any]:
+        """The input where it lies; a copy only of frames, and where the client left it unaligned."""
         declared = next(one for one in self.metadata.inputs if one.name == slice_.name)
         is_frame = slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None
-        return normalise(tensor, declared, self.config) if is_frame else tensor
+        return normalise(tensor, declared, self.config) if is_frame else np.require(tensor, requirements="A")
 
 
 def all_finite(arrays: Arrays) -> bool:
@@ -175,11 +141,11 @@ class Seat:
             close_all(engine)
 
     def _open(self, number: int, descriptors: Sequence[int]) -> None:
-        old = self._lanes.pop(number, None)
-        if old is not None:
-            old.close()
+        for arena in self._lanes.pop(number, ()):
+            arena.close()
         if descriptors:
-            self._lanes[number] = Lane(*descriptors)
+            request, answer = descriptors
+            self._lanes[number] = Arena(request, map_for_reading), Arena(answer)
 
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         try:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from agent.adapters import memory_file
+from agent.adapters.arena import Arena
 from agent.adapters.channel import Channel
 from agent.adapters.packets import close_all
 from agent.core import messages
@@ -315,11 +316,12 @@ def test_a_frame_that_changes_meanwhile_is_not_blamed_on_the_model():
     metadata = seat_module.from_json(seat_module.Metadata, one.parts["metadata.json"], "metadata")
     config = seat_module.from_yaml(seat_module.Config, one.parts["config.yaml"], "config")
     model = seat_module.Model(one.place.candidate, Swayed(numbers[0]), metadata, config, (), 0.0)
-    lane = seat_module.Lane(*numbers)
+    lane = Arena(numbers[0], memory_file.map_for_reading), Arena(numbers[1])
     tensor = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
     ran = model.run(lane, SeatRun(lane=0, inputs=(tensor,)))
     assert ran.finite
-    lane.close()
+    for arena in lane:
+        arena.close()
 
 
 def held(pid, what):
