@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -48,6 +48,7 @@ from agent.runner.wire import Wire
 
 CONNECTIONS = 256
 DOCUMENT_BYTES = 16 * 1024  # of a body that is no request to infer: a region's is below 1 KB
+METADATA = {"name": "edge-runner", "version": VERSION, "extensions": EXTENSIONS}
 PROBE = "edge-probe"  # header or parameter of a request that is no client's
 
 log = logging.getLogger("edge-runner")
@@ -124,6 +125,8 @@ class Door:
             await self._answer(wire, ask)
         except HttpError as error:
             return await refuse(wire, error)
+        except InputError as error:
+            return await refuse(wire, HttpError(status_of(error), str(error)))
         await wire.drained()
         return wire.keeps_alive and not self._is_closing
 
@@ -141,10 +144,7 @@ class Door:
         headers = JSON
         if model is not None:
             allow(ask, "GET")
-            try:
-                body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
-            except OtherVersionError as error:
-                raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
+            body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
         elif ask.path == "/metrics":
             allow(ask, "GET")
             body, headers = exposition(self.slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
@@ -165,36 +165,28 @@ class Door:
         return bytes(body)
 
     def _server_answer(self, ask: RequestHead) -> Any:
-        match ask.path:
-            case "/v2" | "/v2/":
-                allow(ask, "GET")
-                return {"name": "edge-runner", "version": VERSION, "extensions": EXTENSIONS}
-            case "/v2/health/live":
-                allow(ask, "GET")
-                return {"live": True}
-            case "/v2/health/ready":
-                allow(ask, "GET")
-                self.check_ready()
-                return {"ready": True}
-            case "/v2/models/stats":
-                allow(ask, "GET")
-                return {"model_stats": [one for slot in self.slots.values() for one in stats_of(slot, None)]}
-            case "/v2/repository/index":
-                allow(ask, "POST")
-                return [index_entry(slot) for slot in self.slots.values()]
-        raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
+        answers: dict[str, tuple[str, Callable[[], Any]]] = {
+            "/v2": ("GET", lambda: METADATA),
+            "/v2/": ("GET", lambda: METADATA),
+            "/v2/health/live": ("GET", lambda: {"live": True}),
+            "/v2/health/ready": ("GET", self.ready),
+            "/v2/models/stats": ("GET", self.statistics),
+            "/v2/repository/index": ("POST", lambda: [index_entry(slot) for slot in self.slots.values()]),
+        }
+        if ask.path not in answers:
+            raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
+        method, answer = answers[ask.path]
+        allow(ask, method)
+        return answer()
 
     def _region_answer(self, ask: RequestHead, name: str | None, verb: str, body: bytes) -> Any:
         allow(ask, "GET" if verb == "status" else "POST")
-        try:
-            match verb:
-                case "status":
-                    return self.regions.status(name)
-                case "unregister":
-                    return self.regions.unregister(name)
-            return self.regions.register(read_region(name, body))
-        except InputError as error:
-            raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
+        match verb:
+            case "status":
+                return self.regions.status(name)
+            case "unregister":
+                return self.regions.unregister(name)
+        return self.regions.register(read_region(name, body))
 
     async def _infer(self, wire: Wire, ask: RequestHead, slot: Slot, version: str | None) -> None:
         arrived = time.monotonic()
@@ -217,10 +209,11 @@ class Door:
 
     @contextmanager
     def lane(self, slot: Slot) -> Iterator[Lane]:
-        """A lane of the slot's for one request, which is counted; what goes wrong inside becomes an answer.
+        """A lane of the slot's for one request, which is counted; what fails inside becomes an answer.
 
         Raises:
-            HttpError: there is none, or the request failed.
+            HttpError: there is none, or the device failed.
+            InputError: the request is wrong.
         """
         self.requests += 1
         try:
@@ -230,10 +223,6 @@ class Door:
             raise unavailable(f"{slot.name}: {error}", 1) from error
         try:
             yield lane
-        except OtherVersionError as error:
-            raise HttpError(HTTPStatus.NOT_FOUND, str(error)) from error
-        except InputError as error:
-            raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except TransferError as error:
             self.refused += not isinstance(error, LateError)  # that one is the client's own wish
             raise unavailable(str(error), slot.hold_s) from error
@@ -271,8 +260,8 @@ class Door:
             raise HttpError(HTTPStatus.NOT_FOUND, f"unknown model {name!r}; the models of this device: {known}")
         return slot
 
-    def check_ready(self) -> None:
-        """Return when every slot that is to serve does, and one at least.
+    def ready(self) -> dict[str, bool]:
+        """The answer when every slot that is to serve does, and one at least.
 
         Raises:
             HttpError: not so.
@@ -280,6 +269,18 @@ class Door:
         dark = sorted(slot.name for slot in self.slots.values() if slot.order is not None and slot.serving is None)
         if dark or all(slot.serving is None for slot in self.slots.values()):
             raise unavailable(f"no model serves in: {', '.join(dark) or 'any slot'}", 1)
+        return {"ready": True}
+
+    def statistics(self) -> Any:
+        """Of all slots."""
+        return {"model_stats": [one for slot in self.slots.values() for one in stats_of(slot, None)]}
+
+
+def status_of(error: HttpError | InputError) -> int:
+    """The status of a refusal: its own, or that of a client's mistake."""
+    if isinstance(error, HttpError):
+        return error.status
+    return HTTPStatus.NOT_FOUND if isinstance(error, OtherVersionError) else HTTPStatus.BAD_REQUEST
 
 
 async def refuse(wire: Wire, error: HttpError) -> bool:

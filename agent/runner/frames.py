@@ -25,7 +25,7 @@ from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
 from agent.runner.answers import Asked
-from agent.runner.door import Door
+from agent.runner.door import Door, status_of
 from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
 from agent.runner.intake import BODY_BYTES
@@ -95,9 +95,9 @@ class Frames:
                 for one in ask.inputs:
                     check_slice(one, lane)
                 answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
-        except HttpError as error:
+        except (HttpError, InputError) as error:
             blame: Blame = "client" if self._slots else "nobody"  # of a runner that has just begun no name is wrong
-            return Denied(lane=ask.lane, blame=BLAME.get(error.status, blame), reason=str(error))
+            return Denied(lane=ask.lane, blame=BLAME.get(status_of(error), blame), reason=str(error))
         place, ran = answered.seat.place, answered.ran
         return Inferred(
             lane=ask.lane,

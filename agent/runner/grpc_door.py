@@ -17,24 +17,24 @@ import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from agent import VERSION
 from agent.core.errors import InputError
 from agent.runner.answers import Answered
 from agent.runner.door import (
     CONNECTIONS,
+    METADATA,
     Door,
     OtherVersionError,
     Outputs,
     index_entry,
     model_answer,
     response_head,
-    stats_of,
+    status_of,
 )
 from agent.runner.grpc_messages import SERVICE, message
 from agent.runner.http_head import HttpError
 from agent.runner.intake import put
 from agent.runner.lanes import Lane
-from agent.runner.open_inference import EXTENSIONS, NAMES, InferDocument, Request, place_request
+from agent.runner.open_inference import NAMES, InferDocument, Request, place_request
 from agent.runner.queue import LateError
 from agent.runner.regions import Registered
 from agent.runner.slots import Slot
@@ -93,7 +93,7 @@ class Service:
         """What answers each method."""
         documents: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
             "ServerLive": ("Empty", "ServerLiveResponse", lambda _: {"live": True}),
-            "ServerReady": ("Empty", "ServerReadyResponse", lambda _: {"ready": holds(self._door.check_ready)}),
+            "ServerReady": ("Empty", "ServerReadyResponse", lambda _: {"ready": holds(self._door.ready)}),
             "ModelReady": ("Named", "ModelReadyResponse", lambda ask: {"ready": holds(lambda: self._model(ask))}),
             "ServerMetadata": ("Empty", "ServerMetadataResponse", lambda _: METADATA),
             "ModelMetadata": ("Named", "ModelMetadataResponse", self._model),
@@ -119,7 +119,7 @@ class Service:
     def _statistics(self, ask: Any) -> Any:
         if ask.name:
             return self._model(ask, "stats")
-        return {"model_stats": [one for slot in self._door.slots.values() for one in stats_of(slot, None)]}
+        return self._door.statistics()
 
     def _index(self, ask: Any) -> Any:
         slots = (slot for slot in self._door.slots.values() if slot.serving is not None or not ask.ready)
@@ -129,15 +129,11 @@ class Service:
         return {"regions": [{"key": one.name, "value": one} for one in self._door.regions.status(ask.name or None)]}
 
     def _register(self, ask: Any) -> Any:
-        if not ask.name:
-            raise InputError("a region is registered under a name: give one")
         region = Registered(name=ask.name, key=ask.key, offset=ask.offset, byte_size=ask.byte_size)
-        self._door.regions.register(region)
-        return {}
+        return self._door.regions.register(region)
 
     def _unregister(self, ask: Any) -> Any:
-        self._door.regions.unregister(ask.name or None)
-        return {}
+        return self._door.regions.unregister(ask.name or None)
 
     async def _infer(self, ask: Any) -> Any:
         arrived = time.monotonic()
@@ -167,15 +163,12 @@ class Service:
         return await put(request, lane, length, self._door.regions)
 
 
-METADATA = {"name": "edge-runner", "version": VERSION, "extensions": EXTENSIONS}
-
-
 def told(answer: Callable[[Any], Any], response: str) -> Callable[[Any], Awaitable[Any]]:
     """A method that answers with a document, as the message that it stands for."""
     kind = message(response)
 
     async def call(ask: Any) -> Any:
-        return json_format.Parse(msgspec.json.encode(answer(ask)), kind())
+        return json_format.Parse(msgspec.json.encode(answer(ask) or {}), kind())
 
     return call
 
@@ -208,10 +201,7 @@ def code_of(error: HttpError | InputError) -> Any:
     """The status of what went wrong."""
     if isinstance(error.__cause__, LateError):
         return grpc.StatusCode.DEADLINE_EXCEEDED
-    if isinstance(error, OtherVersionError):
-        return grpc.StatusCode.NOT_FOUND
-    status = error.status if isinstance(error, HttpError) else HTTPStatus.BAD_REQUEST
-    return CODES[HTTPStatus(status)]
+    return CODES[HTTPStatus(status_of(error))]
 
 
 def holds(check: Callable[[], object]) -> bool:
