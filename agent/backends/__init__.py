@@ -61,15 +61,15 @@ def check_model(path: str, compatibility: Compatibility, backend: Backend) -> No
     """Return when the backend's runtime can be expected to load the model; costs no loading.
 
     Raises:
-        BackendError: STRUCTURE, when the file is no model or not the declared one; BACKEND, when the runtime is too
-            old.
+        BackendError: STRUCTURE, when the file is no model or not the declared one; BACKEND, when the runtime is older
+            than declared.
     """
     try:
         head = read_head(path)
     except InputError as error:
         raise BackendError(str(error), Kind.STRUCTURE) from error
     library = _library(backend)
-    check_compatibility(head, compatibility, library.NAME, library.VERSION, library.supported_opset())
+    check_compatibility(head, compatibility, library.NAME, library.VERSION)
 
 
 def probe(backends: Iterable[Backend] = Backend) -> tuple[Found, ...]:
@@ -81,7 +81,7 @@ def probe_backend(backend: Backend) -> Found:
     """What real runs of a small model on one backend found out, on each device that it names."""
     try:
         library = _library(backend)
-        others = library.devices()
+        others = library.devices() if backend is Backend.OPENVINO else {}
         reasons = {device: _trouble(backend, device) for device in ("", *others)}
     except Exception as error:  # noqa: BLE001 - as in _trouble
         return Found(backend=backend, present=False, reason=f"{_told(backend, error)}. Next: {_NEXT[backend]}")
@@ -130,11 +130,8 @@ class _Library(Protocol):
     def open_session(self, path: str, candidate: Candidate, config: Config, engine: bytes) -> Session:
         """A session on exactly the candidate's backend."""
 
-    def supported_opset(self) -> int | None:
-        """The highest version of the standard operators; None where the library does not tell."""
-
     def devices(self) -> Mapping[str, str]:
-        """What else it could compute on than where it does by itself, and what that is."""
+        """What else OpenVINO, which is asked alone, could compute on than the CPU, and what that is."""
 
 
 def _library(backend: Backend) -> _Library:

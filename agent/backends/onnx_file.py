@@ -61,7 +61,7 @@ def parse_head(content: bytes | mmap.mmap, where: str) -> OnnxHead:
             raise InputError(f"{where}: this ONNX model is truncated or not one: {error}; export it again") from None
 
 
-def check_compatibility(head: OnnxHead, needs: Compatibility, runtime: str, version: str, opset: int | None) -> None:
+def check_compatibility(head: OnnxHead, needs: Compatibility, runtime: str, version: str) -> None:
     """Return when a runtime can be expected to load the model.
 
     Args:
@@ -69,7 +69,6 @@ def check_compatibility(head: OnnxHead, needs: Compatibility, runtime: str, vers
         needs: what its metadata declares.
         runtime: its name, as in `minimum_runtime`.
         version: its version.
-        opset: the highest it supports; None where it does not tell.
 
     Raises:
         BackendError: the file is not what was declared (STRUCTURE), or the runtime is too old (BACKEND).
@@ -81,16 +80,15 @@ def check_compatibility(head: OnnxHead, needs: Compatibility, runtime: str, vers
     minimum = needs.minimum_runtime.get(runtime)
     if minimum is not None and _numbers(version) < _numbers(minimum):
         raise BackendError(f"{runtime} {version} is older than {minimum}, which the release needs: update {runtime}")
-    check_opset(head, runtime, version, opset)
 
 
-def check_opset(head: OnnxHead, runtime: str, version: str, opset: int | None) -> None:
+def check_opset(head: OnnxHead, runtime: str, version: str, opset: int) -> None:
     """Return when a runtime knows the model's operators.
 
     Raises:
         BackendError: says which opset the model has, what the runtime supports, and what to do.
     """
-    if opset is not None and head.opset > opset:
+    if head.opset > opset:
         raise BackendError(
             f"the model is of opset {head.opset}; {runtime} {version} supports up to {opset}: "
             f"update {runtime}, or export the model with opset {opset} or lower"

@@ -103,7 +103,7 @@ def opened(
         missing: which of its libraries are known to be missing.
         more: for ONNX Runtime's session.
     """
-    check_opset(read_head(path), NAME, VERSION, supported_opset())
+    check_opset(read_head(path), NAME, VERSION, _supported_opset())
     try:
         session = OnnxRuntimeSession(path, options, enable_fallback=0, **more)
     except native.InvalidProtobuf as error:
@@ -134,14 +134,9 @@ def _wheel_folders() -> Iterator[Path]:
         yield from sorted(Path(place).glob("*/lib"))
 
 
-def supported_opset() -> int:
+def _supported_opset() -> int:
     """The highest version of the standard operators that this runtime knows."""
     return max(int(schema.since_version) for schema in native.get_all_operator_schema() if not schema.domain)
-
-
-def devices() -> dict[str, str]:
-    """None: it computes on the first GPU."""
-    return {}
 
 
 def session_options(candidate: Candidate, config: Config) -> Any:

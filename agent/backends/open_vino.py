@@ -78,10 +78,6 @@ def open_session(path: str, candidate: Candidate, config: Config, engine: bytes 
     return OpenVinoSession(model, head)
 
 
-def supported_opset() -> None:
-    """OpenVINO does not tell."""
-
-
 def devices() -> dict[str, str]:
     """What it could compute on beside the CPU, by its own name, and what that is."""
     core = ov.Core()

@@ -118,15 +118,6 @@ def open_session(path: str, candidate: Candidate, config: Config, engine: bytes 
     return TensorRtSession(taken)
 
 
-def supported_opset() -> None:
-    """TensorRT does not tell."""
-
-
-def devices() -> dict[str, str]:
-    """None: it computes on the first GPU."""
-    return {}
-
-
 def _build(log: Any, path: str, candidate: Candidate, config: Config) -> Any:
     builder = trt.Builder(log)
     network = builder.create_network(0)

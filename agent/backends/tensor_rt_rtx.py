@@ -11,19 +11,10 @@ from typing import Any
 
 from agent.backends import onnx_runtime
 from agent.backends.hardware import workspace_bytes
-from agent.backends.onnx_runtime import (
-    OnnxRuntimeSession,
-    check_precision,
-    devices,
-    opened,
-    session_options,
-    supported_opset,
-)
+from agent.backends.onnx_runtime import OnnxRuntimeSession, check_precision, opened, session_options
 from agent.core.candidate import Candidate
 from agent.core.errors import BackendError
 from agent.core.release import Config
-
-__all__ = ["NAME", "VERSION", "devices", "open_session", "supported_opset"]
 
 plugin: Any = import_module("onnxruntime_ep_nv_tensorrt_rtx")
 
