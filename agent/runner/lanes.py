@@ -38,9 +38,16 @@ class Lane(Pair):
     """A pair that is mapped here."""
 
     def __init__(self, number: int, reserve: Callable[[int], None]) -> None:
-        super().__init__(number, (arena(f"request-{number}", FIRST_BYTES), arena(f"answer-{number}", FIRST_BYTES)))
+        made: list[int] = []
+        try:
+            for way in ("request", "answer"):
+                made.append(arena(f"{way}-{number}", FIRST_BYTES))  # noqa: PERF401  those made are closed where one is not
+            self._request, self._answer = map(Arena, made)
+        except OSError as error:
+            close_all(made)
+            raise TransferError(f"no memory file for another request now ({error.strerror})") from error
+        super().__init__(number, (made[0], made[1]))
         self._reserve = reserve
-        self._request, self._answer = map(Arena, self.descriptors)
 
     def request(self, start: int, length: int) -> memoryview:
         """A place for a request's bytes.
@@ -73,28 +80,27 @@ class Lanes:
     """The lanes of one slot."""
 
     def __init__(self) -> None:
-        self._unused = list(reversed(range(LANES)))
-        self._free: dict[int, Lane] = {}
+        self._free: dict[int, Lane | None] = dict.fromkeys(range(LANES))  # made when they are first taken
         self._left = ALL_BYTES
 
     def take(self) -> Lane:
         """A lane of one's own, until it is given back.
 
         Raises:
-            TransferError: as many requests are inside as may be.
+            TransferError: as many requests are inside as may be, or the system has no room for another.
         """
-        if self._free:
-            return self._free.pop(min(self._free))
-        if not self._unused:
+        if not self._free:
             raise TransferError(f"the queue is full: {LANES} requests wait or are being answered")
-        return Lane(self._unused.pop(), self._reserve)
+        number = min(self._free)
+        lane = self._free[number] or Lane(number, self._reserve)
+        del self._free[number]
+        return lane
 
     def give_back(self, lane: Lane) -> None:
         """Lets the next request have it."""
         if lane.is_large:
             lane.close()
-            lane = Lane(lane.number, self._reserve)
-        self._free[lane.number] = lane
+        self._free[lane.number] = None if lane.is_large else lane
 
     def _reserve(self, more: int) -> None:
         if more > self._left:
@@ -104,4 +110,5 @@ class Lanes:
     def close(self) -> None:
         """Gives back the lanes that are free."""
         while self._free:
-            self._free.popitem()[1].close()
+            if (lane := self._free.popitem()[1]) is not None:
+                lane.close()

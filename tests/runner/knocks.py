@@ -146,7 +146,7 @@ class Knocks:
         for status in answers(bytes(client.got)):
             self.statuses[status] = self.statuses.get(status, 0) + 1
         lanes = self._slot.lanes
-        assert len(lanes._free) + len(lanes._unused) == LANES
+        assert len(lanes._free) == LANES
         assert (self._slot.waiting, self._slot.serving.inside) == (0, 0)
         assert not self._door._wires
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import time
 from itertools import count
@@ -194,4 +195,24 @@ def test_the_first_lanes_keep_their_memory(monkeypatch):
     assert those.take() is one
     assert those.take() is not two
     those.give_back(one)
+    those.close()
+
+
+def test_lanes_that_could_not_be_made_are_not_lost():
+    """Where no descriptor is left requests are refused; when there are some again, as many are let in as before."""
+    those, (soft, hard) = Lanes(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))  # one is left; a lane takes two
+    try:
+        for _ in range(lanes.LANES + 1):
+            with pytest.raises(TransferError, match="no memory file for another request"):
+                those.take()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    left = os.dup(0)
+    os.close(left)
+    assert left == spare, "what was made of them is closed"
+    for lane in [those.take() for _ in range(lanes.LANES)]:
+        those.give_back(lane)
     those.close()
