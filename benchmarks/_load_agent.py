@@ -72,7 +72,7 @@ def steps_of(link: RunnerLink, opener: Any) -> Steps:
     """The agent's steps with a file that needs no ledger and no grant."""
     none, keyring = SimpleNamespace(), SimpleNamespace(engine_key=lambda: b"")
     steps: Any = Steps(Path("/nonexistent"), none, none, keyring, link, lambda: None, lambda _: 10.0, none)
-    steps._opened = lambda _: opener()  # noqa: SLF001
+    steps._release, steps._open = lambda _: None, lambda *_: opener()  # noqa: SLF001
     return steps
 
 

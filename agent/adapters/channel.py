@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.adapters.packets import M, Packets, Received, close_all
+from agent.adapters.packets import M, Packets, Received
 from agent.core.errors import TransferError
-
-__all__ = ["Channel", "Packets", "close_all", "connect", "frames_beside", "listen", "peer_uid"]
 
 WAITING = 8  # connections that wait to be accepted
 

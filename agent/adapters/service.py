@@ -1,7 +1,7 @@
 """What systemd and a service say to each other: environment variables, one datagram socket, passed descriptors.
 
-Outside systemd none of the variables is set and every call here does nothing. Formats: sd_notify(3),
-sd_watchdog_enabled(3), sd_listen_fds(3).
+Outside systemd none of the variables is set and every call here but `leave_no_dump` does nothing.
+Formats: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A session is a loaded model: what ONNX Runtime's session offers, on every backend, plus `close`.
+"""A session is a loaded model: what ONNX Runtime's session offers, on every backend, plus `engine` and `close`.
 
 1. A session computes on the backend that was asked for, or it does not exist.
 2. Feeds of a wrong name, shape or dtype raise InputError and change nothing; a backend that fails raises BackendError.

@@ -157,7 +157,7 @@ Order = Hello | Offer | Seal | SlotOrder | Look | Stop
 
 
 class Welcome(Document, tag=True):
-    """The runner's protocol, what its probe found, and the part of the evidence key that is the same for all."""
+    """The runner's protocol and process, and what its probes found."""
 
     protocol: int
     pid: int

@@ -1,4 +1,4 @@
-"""Do one step of the planner. Each returns what came of it: Done, Later (back off) or Never (with kind and evidence).
+"""Do one step of the planner. Each returns what came of it: Success, Later (back off) or Never (with its failure).
 
 Whatever a step leaves behind when it is cut off is a state that the planner knows: a part file that the next fetch
 takes up, a seat that is loaded, a ledger without the fact. Blocking work goes to a thread at the call.
@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -38,6 +39,8 @@ from agent.trust.sealing import Opener
 
 DOCUMENT_BYTES = 1024 * 1024  # metadata or config; a real one has a few KB
 DOCUMENTS = ("metadata.json", "config.yaml")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +228,7 @@ class Steps:
     def _verify_blocking(self, slot: str, ref: Ref) -> ReleaseRecord:
         """Open all of it once, and read its two documents."""
         record = self._release(ref)
-        with self._blaming(ref):
-            documents = self._documents(self._open(ref, record))
+        documents = self._blaming(ref, lambda: self._documents(self._open(ref, record)))
         metadata = from_json(Metadata, documents["metadata.json"], f"{ref.name}: metadata.json")
         config = from_yaml(Config, documents["config.yaml"], f"{ref.name}: config.yaml")
         check_metadata(metadata, ref, slot)
@@ -294,14 +296,10 @@ class Steps:
 
     async def _hand_over(self, ref: Ref) -> None:
         """Open the sealed release into memory files that the runner made."""
-        opener = await asyncio.to_thread(self._opened, ref)
+        opener = await asyncio.to_thread(self._blaming, ref, lambda: self._open(ref, self._release(ref)))
         _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
-        await asyncio.to_thread(self._pour, ref, opener, received)
+        await asyncio.to_thread(self._blaming, ref, lambda: pour(opener, received))
         await self.runner.ask(messages.Seal(ref=ref))
-
-    def _pour(self, ref: Ref, opener: Opener, descriptors: list[int]) -> None:
-        with self._blaming(ref):
-            pour(opener, descriptors)
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key, release = device.key(place.candidate), self._release(place.ref)
@@ -361,15 +359,15 @@ class Steps:
             raise TransferError(f"{ref.name}: the ledger does not know it; it is fetched again")
         return found
 
-    def _opened(self, ref: Ref) -> Opener:
-        with self._blaming(ref):
-            return self._open(ref, self._release(ref))
+    def _blaming(self, ref: Ref, read: Callable[[], T]) -> T:
+        """What reading a release gives; one that cannot be believed is told from a file that went bad here.
 
-    @contextlib.contextmanager
-    def _blaming(self, ref: Ref) -> Iterator[None]:
-        """Tell a release that cannot be believed from a file that went bad here: the latter is fetched again."""
+        Raises:
+            TrustError: theirs; it is not read again.
+            TransferError: the file went bad; it is fetched again.
+        """
         try:
-            yield
+            return read()
         except TrustError as error:
             with contextlib.suppress(OSError):  # not there, or unreadable: gone bad here
                 if files.digest_of(self.sealed_path(ref)) == ref.digest:

@@ -1,4 +1,4 @@
-"""A seat: a child process with one loaded model. `python -m agent.runner.seat DESCRIPTOR` on a channel to the runner.
+"""A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR`, on a channel to it.
 
 1. It does one thing at a time, in the order asked; each message but LaneOpen gets one answer.
 2. Inputs are read where the client's bytes were received: an array over shared memory, not a copy.

@@ -5,7 +5,7 @@
 2. Inside: a header that names the parts with size and digest, then one zstd stream of the parts' blocks in order.
    Digests of plaintext exist only in here. Layout: models/FORMAT.md.
 3. Opening streams: a 2 GB model passes through about 24 MiB. No length is believed before it is checked against
-   the signed listing, and no step can yield more than was declared.
+   the signed listing, and no step can yield more than was declared. (What a device seals for itself has no listing.)
 4. Pieces are authentic when they come out, but the release is whole only when the iteration ends without an error:
    until then nothing may be used.
 5. Whoever holds a group's key can forge a bundle. Authenticity is TUF's signature over the sealed bytes, checked
