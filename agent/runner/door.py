@@ -323,8 +323,9 @@ def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Aske
         InputError: it is for another version, or does not fit the release.
     """
     check_version(slot, held.ref.name, version)
-    check_request(request, held.metadata, held.config)
-    return tuple(request.slices.values()), tuple(one.name for one in request.document.outputs)
+    outputs = tuple(one.name for one in request.document.outputs)
+    check_request(request.document.inputs, outputs, held.metadata, held.config)
+    return tuple(request.slices.values()), outputs
 
 
 def check_version(slot: Slot, name: str, version: str | None) -> None:

@@ -30,7 +30,7 @@ from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
 from agent.runner.intake import BODY_BYTES
 from agent.runner.lanes import LANES, Pair
-from agent.runner.open_inference import NAMES, InferDocument, InputTensor, OutputTensor, Request, check_request
+from agent.runner.open_inference import NAMES, InputTensor, check_request
 from agent.runner.slots import Slot
 
 CLIENTS = 64
@@ -200,7 +200,6 @@ def orders(ask: Infer, held: Held) -> Asked:
     inputs = ask.inputs
     if len(inputs) == len(held.metadata.inputs) == 1 and not inputs[0].name:
         inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
-    tensors = tuple(InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs)
-    document = InferDocument(inputs=tensors, outputs=tuple(OutputTensor(name=name) for name in ask.outputs))
-    check_request(Request(document, {}, {}, {}, {}), held.metadata, held.config)
+    tensors = [InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs]
+    check_request(tensors, ask.outputs, held.metadata, held.config)
     return inputs, ask.outputs

@@ -11,7 +11,7 @@ statistics, model_configuration and model_repository.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -213,22 +213,21 @@ def _numbers(tensor: InputTensor, dtype: "np.dtype[Any]") -> NDArray[Any]:
         return given.reshape(tensor.shape).astype(dtype)
 
 
-def check_request(request: Request, metadata: Metadata, config: Config) -> None:
-    """Return when the request fits the model.
+def check_request(inputs: Sequence[InputTensor], outputs: Collection[str], metadata: Metadata, config: Config) -> None:
+    """Return when a request with these inputs, for these outputs, fits the model.
 
     Raises:
         InputError: says what the model takes.
     """
     declared = {tensor.name: tensor for tensor in metadata.inputs}
-    given = {tensor.name for tensor in request.document.inputs}
+    given = {tensor.name for tensor in inputs}
     if given != declared.keys():
         raise InputError(f"the model's inputs are {sorted(declared)}; the request has {sorted(given)}")
-    for tensor in request.document.inputs:
+    for tensor in inputs:
         _check_tensor(tensor, declared[tensor.name], config)
-    outputs = {tensor.name for tensor in metadata.outputs}
-    unknown = sorted({tensor.name for tensor in request.document.outputs} - outputs)
-    if unknown:
-        raise InputError(f"the model's outputs are {sorted(outputs)}; the request asks for {unknown}")
+    known = {tensor.name for tensor in metadata.outputs}
+    if unknown := sorted(set(outputs) - known):
+        raise InputError(f"the model's outputs are {sorted(known)}; the request asks for {unknown}")
 
 
 def _check_tensor(given: InputTensor, declared: Tensor, config: Config) -> None:

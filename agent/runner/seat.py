@@ -113,11 +113,6 @@ def prove(model: Model) -> messages.Done:
     return messages.Done()
 
 
-def trial(model: Model, ask: messages.SeatTrial) -> messages.Tried:
-    """Everything that is measured before a candidate may serve."""
-    return messages.Tried(evidence=run_trial(model, ask.key, ask.runs))
-
-
 class Seat:
     """The loop and what it keeps between messages."""
 
@@ -167,7 +162,7 @@ class Seat:
         if isinstance(message, messages.SeatRun):
             return self._model.run(self._lanes[message.lane], message)
         if isinstance(message, messages.SeatTrial):
-            return trial(self._model, message)
+            return messages.Tried(evidence=run_trial(self._model, message.key, message.runs))
         assert isinstance(message, messages.SeatProve)
         return prove(self._model)
 
