@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.adapters.packets import Packets, close_all
+from agent.adapters.packets import Packets, close_all, nobody_answers
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen
 from client.answer import Answer, UnavailableError, error_of
@@ -185,5 +185,5 @@ def connect(path: Path, timeout_s: float) -> socket.socket:
         sock.connect(str(path))
     except OSError as error:
         sock.close()
-        raise UnavailableError(f"{path}: nobody answers ({error.strerror}); is edge-runner up?") from error
+        raise UnavailableError(nobody_answers(path, error)) from error
     return sock

@@ -13,6 +13,7 @@ from agent.core.documents import from_json
 from agent.core.errors import InputError, TrustError
 from agent.core.intent import Policy, Rollout, WaveAction
 from fleet import terminal
+from fleet.broker import Broker
 from fleet.deploy import SOAK_S, first_share, propose, put_out, steer, users_of
 from fleet.keyring import Keyring, read
 from fleet.options import add_broker, add_repository, broker, repository
@@ -88,6 +89,7 @@ def add_pending(parser: ArgumentParser) -> None:
 
 def run_rollout(options: Namespace) -> None:
     """`rollout`."""
+    link = broker_of(options)
     found = repository(options)
     rollout = read_signed(options) if options.signed else sign_rollout(found, options)
     if options.pending:
@@ -96,7 +98,7 @@ def run_rollout(options: Namespace) -> None:
     with telling_who_signs(options.signed):
         pair = put_out(found, found.keyring, rollout, terminal.now())
     said = from_json(Rollout, rollout.payload, "rollout")
-    announce(options, said.group, pair)
+    announce(link, said.group, pair)
     for slot, move in said.slots.items():
         if move.goal != move.start:
             terminal.say(f"{said.group}: {slot} moves to {move.goal}, share {first_share(said):g}")
@@ -123,9 +125,10 @@ def sign_here(pending: Pending, found: Repository, options: Namespace, roles: It
 
 def run_wave(options: Namespace) -> None:
     """`wave`."""
+    link = broker_of(options)
     found = repository(options)
     pair = steer(found, found.keyring, options.group, WaveAction(options.action), options.share, now=terminal.now())
-    announce(options, options.group, pair)
+    announce(link, options.group, pair)
     terminal.say(f"{options.group}: {options.action}")
 
 
@@ -136,12 +139,16 @@ def task_of(found: Repository, release: str) -> str:
     return str(target.custom["task"]) if target is not None and target.custom else ""
 
 
-def announce(options: Namespace, group: str, pair: bytes) -> None:
+def broker_of(options: Namespace) -> Broker | None:
+    """The broker, where one is named. Asked for before anything is signed: a wrong address changes nothing."""
+    return broker(options) if options.broker is not None else None
+
+
+def announce(link: Broker | None, group: str, pair: bytes) -> None:
     """Tells devices at once what stands; without a broker they find it at their next poll."""
-    if options.broker is None:
-        return
-    with broker(options) as link:
-        link.publish(group_topic(group, "deployment"), pair, retain=True)
+    if link is not None:
+        with link:
+            link.publish(group_topic(group, "deployment"), pair, retain=True)
 
 
 def run_sign(options: Namespace) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.adapters.packets import M, Packets, Received
-from agent.core.errors import TransferError
+from agent.adapters.packets import M, Packets, Received, nobody_answers
+from agent.core.errors import InputError, TransferError
 
 WAITING = 8  # connections that wait to be accepted
+PROBE_S = 1.0  # how long a live peer may take to be noticed
+PORTS = 65536
 
 Act = Callable[["asyncio.Future[Received[M] | None]", Received[M] | None], None]
 
@@ -76,13 +78,35 @@ def listen(path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET, mode: in
     """A listening socket at `path`, in place of one that a dead process left there.
 
     Where anybody may connect, `peer_uid` says whom to answer.
+
+    Raises:
+        InputError: another file lies there, somebody listens there, or no socket can be made there.
     """
-    path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, kind)
-    sock.bind(str(path))
+    try:
+        _make_way(path, kind)
+        sock.bind(str(path))
+    except OSError as error:
+        sock.close()
+        raise InputError(f"{path}: no socket can be made there ({error.strerror or error})") from error
     path.chmod(mode)
     sock.listen(WAITING)
     return sock
+
+
+def _make_way(path: Path, kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            if not path.is_socket():
+                raise InputError(f"{path}: another file lies there: remove it, or name another path") from None
+            path.unlink(missing_ok=True)
+            return
+    raise InputError(f"{path}: another process listens there: end it, or name another path")
 
 
 async def connect(path: Path, receives: Any) -> Channel[Any]:
@@ -97,13 +121,25 @@ async def connect(path: Path, receives: Any) -> Channel[Any]:
         await asyncio.get_running_loop().sock_connect(sock, str(path))
     except OSError as error:
         sock.close()
-        raise TransferError(f"{path}: nobody answers ({error.strerror}); is edge-runner up?") from error
+        raise TransferError(nobody_answers(path, error)) from error
     return Channel(sock, receives)
 
 
 def frames_beside(door: Path) -> Path:
     """Where clients of ours ask the runner that answers at `door`."""
     return door.with_name("frames.sock")
+
+
+def loopback(option: str, address: str) -> tuple[str, int]:
+    """Host and port of an address on this machine alone.
+
+    Raises:
+        InputError: it is another.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdecimal() or not 0 < int(port) < PORTS:
+        raise InputError(f"{option} {address}: give a loopback address and a port, for example 127.0.0.1:8000")
+    return host, int(port)
 
 
 def peer_uid(sock: socket.socket) -> int:

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -92,6 +93,12 @@ class Packets(Generic[M]):
     def close(self) -> None:
         """Gives the socket back, once nobody reads it; the peer reads the end."""
         self.sock.close()
+
+
+def nobody_answers(path: Path, error: OSError) -> str:
+    """Why there is no talking to whoever should listen at `path`."""
+    cure = "join the group of that socket" if isinstance(error, PermissionError) else "is edge-runner up?"
+    return f"{path}: nobody answers ({error.strerror or error}); {cure}"
 
 
 def close_all(descriptors: Iterable[int]) -> None:

@@ -168,6 +168,9 @@ def why(arguments: argparse.Namespace) -> int:
 def bench(arguments: argparse.Namespace) -> int:
     """Fresh figures."""
     settings = read_settings(arguments.config)
+    if arguments.write is not None:
+        with files.saying_why(arguments.write):
+            arguments.write.mkdir(parents=True, exist_ok=True)
     found = asked(settings, Verb.BENCH, arguments.slot, BENCH_S)["measured"]
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -12,6 +12,7 @@ from msgspec import Meta, field
 
 from agent.adapters import files
 from agent.adapters.broker import BrokerSettings
+from agent.adapters.channel import loopback
 from agent.adapters.store import Seconds, StoreSettings
 from agent.core.documents import END, Document, from_yaml
 from agent.core.errors import InputError
@@ -98,4 +99,7 @@ def read_settings(path: Path) -> Settings:
                 f"{path}: {name}: {socket} has more than {SOCKET_BYTES} bytes, too long for a unix socket; "
                 "choose a shorter folder"
             )
+    for name, address in (("runner.tcp", settings.runner.tcp), ("runner.grpc", settings.runner.grpc)):
+        if address is not None and not (name == "runner.grpc" and address.startswith("unix:")):
+            loopback(f"{path}: {name}:", address)
     return settings

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.adapters.channel import frames_beside, listen
+from agent.adapters.channel import frames_beside, listen, loopback
 from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
 from agent.core.errors import InputError
 from agent.runner.orders import Runner
@@ -35,7 +35,10 @@ def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     leave_no_dump()  # requests hold what cameras see
-    asyncio.run(serve(arguments()))
+    try:
+        asyncio.run(serve(arguments()))
+    except InputError as error:
+        sys.exit(f"edge-runner: {error}")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -121,11 +124,11 @@ async def grpc_door(runner: Runner, addresses: Sequence[str]) -> list[Any]:
     """The server for gRPC, where one is asked for."""
     if not addresses:
         return []
-    for address in addresses:
-        if not address.startswith("unix:"):
-            loopback("--grpc", address)
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # seats are spawned: its hooks would only wait for its threads
     try:
+        for address in addresses:
+            if not address.startswith("unix:"):
+                loopback("--grpc", address)
         from agent.runner.grpc_door import open_grpc  # noqa: PLC0415 - an extra, 20 MB that others need not load
 
         return [await open_grpc(runner.door, addresses)]
@@ -135,20 +138,12 @@ async def grpc_door(runner: Runner, addresses: Sequence[str]) -> list[Any]:
         sys.exit(str(error))
 
 
-def loopback(option: str, address: str) -> tuple[str, str]:
-    """Host and port of an address on this machine alone."""
-    host, _, port = address.rpartition(":")
-    if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdigit():
-        sys.exit(f"{option} {address}: give a loopback address and a port, for example 127.0.0.1:8000")
-    return host, port
-
-
 def listen_tcp(address: str) -> socket.socket:
     """A listening socket on a loopback address: the door knows no users."""
     host, port = loopback("--tcp", address)
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
     except OSError as error:
         sys.exit(
             f"--tcp {address}: {os.strerror(error.errno or 0)}; free the port, or set another runner.tcp in agent.yaml"

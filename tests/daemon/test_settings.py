@@ -93,6 +93,9 @@ def test_what_is_left_out_has_the_values_of_the_example(tmp_path):
         ({"broker": {"host": "h", "tls": False, "ca": "ca.pem"}}, "`tls: false` with certificates"),
         ({"broker": {"host": "h", "port": 70000}}, "at `$.broker.port`"),
         ({"runner": {"start": "always"}}, "at `$.runner.start`"),
+        ({"runner": {"tcp": "0.0.0.0:8000"}}, "runner.tcp: 0.0.0.0:8000: give a loopback address"),
+        ({"runner": {"grpc": "127.0.0.1"}}, "runner.grpc: 127.0.0.1: give a loopback address"),
+        ({"runner": {"grpc": "127.0.0.1:999999"}}, "and a port"),
         ({"slots": {"defect_detection": {"swap": "gently"}}}, "swap"),
     ],
 )
