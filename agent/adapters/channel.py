@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -103,10 +104,10 @@ def _make_way(path: Path, kind: socket.SocketKind) -> None:
             return
         except ConnectionRefusedError:
             if not path.is_socket():
-                raise InputError(f"{path}: another file lies there: remove it, or name another path") from None
+                raise OSError(errno.EEXIST, "another file lies there: remove it, or name another path") from None
             path.unlink(missing_ok=True)
             return
-    raise InputError(f"{path}: another process listens there: end it, or name another path")
+    raise OSError(errno.EADDRINUSE, "another process listens there: end it, or name another path")
 
 
 async def connect(path: Path, receives: Any) -> Channel[Any]:

@@ -65,8 +65,7 @@ class Engines:
 
     def _opener(self, place: Place, device: Device) -> Opener | None:
         path = self._path(place)
-        key, purpose = self.keyring.engine_key(), bound(place, device)
-        return Opener(key, purpose, pieces(path), None) if path.is_file() else None
+        return Opener(self.keyring.engine_key(), bound(place, device), pieces(path), None) if path.is_file() else None
 
     def keep(self, place: Place, device: Device, built: list[int], room: float) -> None:
         """Seal what was built, where it takes no more than `room` bytes; its descriptors are closed here."""

@@ -309,8 +309,7 @@ class Steps:
         failure = judge(reply.evidence, release.config.gates)
         if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
             failure = None  # it was good enough to be confirmed; slow is better than dark
-        is_slow = failure is not None and failure.kind is Kind.SPEED
-        moved = reply.evidence.conditions.get("moved") if is_slow else None
+        moved = reply.evidence.conditions.get("moved") if failure is not None and failure.kind is Kind.SPEED else None
         room = self._room() if failure is None or moved else 0
         await asyncio.to_thread(self._engines.keep, place, device, engine, room)
         if failure is not None and moved:
