@@ -161,13 +161,11 @@ class Line:
         except InputError as error:
             raise UnavailableError(f"{self._path}: {STRANGER}: {error}") from error
         if received is None:
-            raise BrokenError(f"{self._path}: edge-runner ended the connection; is it up?")
+            raise BrokenError(self._path)
         message, descriptors = received
         close_all(descriptors)
         if message.lane >= DEPTH:
-            raise UnavailableError(
-                f"{self._path}: whoever answers there is no edge-runner of ours: lane {message.lane}"
-            )
+            raise UnavailableError(f"{self._path}: {STRANGER}: lane {message.lane}")
         return message
 
 

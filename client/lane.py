@@ -32,6 +32,9 @@ Frame = ArrayLike | Mapping[str, ArrayLike]
 class BrokenError(Exception):
     """The connection ended before the answer."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: edge-runner ended the connection; is it up?")
+
 
 def frames_path(address: str) -> Path:
     """Where frames go, for the address of a door.

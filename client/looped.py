@@ -85,7 +85,7 @@ class AsyncLine:
         lane = await self._free.get()
         if self.is_lost:
             self._free.put_nowait(lane)  # whoever waits next is to know it, too
-            raise BrokenError(f"{self._path}: edge-runner ended the connection; is it up?")
+            raise BrokenError(self._path)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
             request = lane.write(slot, frame)
@@ -103,7 +103,7 @@ class AsyncLine:
         await asyncio.wait([self._listening])
 
     async def _listen(self) -> None:
-        error: Exception = BrokenError(f"{self._path}: edge-runner ended the connection; is it up?")
+        error: Exception = BrokenError(self._path)
         try:
             await self._channel.each(self._take)
         except ClientError as reason:
