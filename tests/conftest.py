@@ -21,8 +21,7 @@ def seaweed(tmp_path_factory):
 @pytest.fixture
 def new_broker(tmp_path):
     """Makes running brokers: `new_broker(more="...", anonymous=False)`."""
-    if broker_fake.program() is None:
-        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
+    broker_fake.require()
     brokers = []
 
     def make(**options):

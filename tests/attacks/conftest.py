@@ -18,8 +18,7 @@ DIGEST = re.compile(r"(targets/releases/)?\b[0-9a-f]{64}\.")  # in front of name
 @pytest.fixture(scope="package")
 def besieged(tmp_path_factory):
     """A device that serves and has confirmed the good release, with an attacker's bucket and broker."""
-    if mosquitto.program() is None:
-        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
+    mosquitto.require()
     one = Besieged(tmp_path_factory.mktemp("besieged"))
     yield one
     one.close()

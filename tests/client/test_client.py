@@ -22,13 +22,6 @@ FACTORS = {"20250601": 2.0, "20250602": 3.0}
 
 
 @pytest.fixture
-async def served(agent, slot):
-    """A slot that serves twice what it is given."""
-    await agent.serve(slot, release(1))
-    return slot
-
-
-@pytest.fixture
 def client(shared):
     with Client(f"unix:{shared.door}") as one:
         yield one

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.ports import free_ports, is_open
 from tests.fakes.waiting import until
 
@@ -29,6 +31,12 @@ def program():
     """Where mosquitto is, or None."""
     found = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
     return found or shutil.which("mosquitto") or (str(CACHED) if CACHED.exists() else None)
+
+
+def require():
+    """Skips the test, saying how to bring one, where there is no mosquitto."""
+    if program() is None:
+        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
 
 
 class Mosquitto:

@@ -211,8 +211,7 @@ def facts_of(device, but=()):
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory):
     """A device that serves and has confirmed the good release, asked by a camera all the time."""
-    if mosquitto.program() is None:
-        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
+    mosquitto.require()
     one = Standing(tmp_path_factory.mktemp("standing"))
     yield one
     one.close()

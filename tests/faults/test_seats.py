@@ -117,8 +117,7 @@ class Shaky(Standing):
 @pytest.fixture(scope="module")
 def shaky(tmp_path_factory):
     """A device that serves and has confirmed the good release to four cameras."""
-    if mosquitto.program() is None:
-        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
+    mosquitto.require()
     one = Shaky(tmp_path_factory.mktemp("shaky"))
     yield one
     one.close()

@@ -355,3 +355,10 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.fixture
+async def served(agent, slot):
+    """A slot that serves twice what it is given."""
+    await agent.serve(slot, release(1))
+    return slot

@@ -18,13 +18,6 @@ from tests.runner.conftest import PATIENCE_S, SHAPE, binary, descriptors_of, eve
 JSON_REQUEST = {"inputs": [{"name": "x", "shape": SHAPE, "datatype": "FP32", "data": np.ones(SHAPE).tolist()}]}
 
 
-@pytest.fixture
-async def served(agent, slot):
-    """A slot that serves twice what it is given."""
-    await agent.serve(slot, release(1))
-    return slot
-
-
 async def test_a_camera_gets_what_the_model_computes(camera, served, x):
     """The answer is the model's, and names slot, version, release and candidate."""
     answer = await camera.infer(served, x)

@@ -24,13 +24,6 @@ from tests.runner.conftest import SHAPE, eventually, release
 SIZE = 4 * 192
 
 
-@pytest.fixture
-async def served(agent, slot):
-    """A slot that serves twice what it is given."""
-    await agent.serve(slot, release(1))
-    return slot
-
-
 class Camera:
     """A client with one lane that says whatever a test wants."""
 

@@ -36,13 +36,6 @@ async def shared(tmp_path_factory):
 
 
 @pytest.fixture
-async def served(agent, slot):
-    """A slot that serves twice what it is given."""
-    await agent.serve(slot, release(1))
-    return slot
-
-
-@pytest.fixture
 def client(shared):
     one = triton.InferenceServerClient(shared.tcp)
     yield one

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes.mosquitto import Mosquitto, program
+from tests.fakes.mosquitto import Mosquitto, require
 from tests.system.listener import Listener
 from tests.system.plant import BAD, ONE, SLOT, TWO, Camera, Plant, golden
 from tests.system.steady import until_settled
@@ -13,8 +13,7 @@ LAST = {"done", "failed", "rejected", "expired"}
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     """A plant with a broker, and one device that serves the first release; `heard` is all that it ever said."""
-    if program() is None:
-        pytest.skip("mosquitto is not here: run tools/apt.sh mosquitto 2.0")
+    require()
     folder = tmp_path_factory.mktemp("fleet")
     broker = Mosquitto(folder)
     broker.start()
