@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.adapters.packets import Packets, close_all, nobody_answers
+from agent.adapters.packets import M, Packets, Received, close_all, nobody_answers
 from agent.core.errors import InputError, TransferError
-from agent.core.messages import Denied, FromRunner, LaneOpen
+from agent.core.messages import Denied, FromRunner, LaneOpen, SeatRan
 from client.answer import Answer, UnavailableError, error_of
 from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
 
@@ -124,10 +124,14 @@ class Line:
         Raises:
             RequestError: the frame is none.
         """
-        request = self._lanes[number].write(slot, frame)
+        self._lanes[number].write(slot, frame)
         self.under_way.add(number)
+        if not self._lanes[number].ring():
+            self._ask_runner(number)
+
+    def _ask_runner(self, number: int) -> None:
         with suppress(TransferError):
-            self._packets.send(request)
+            self._packets.send(self._lanes[number].request)
 
     def answer(self, number: int) -> Answer:
         """The answer in a lane.
@@ -136,12 +140,15 @@ class Line:
             BrokenError: the connection ended first.
             ClientError: the runner refused, or did not answer in time.
         """
+        if (bell := self._lanes[number].rung) is not None:
+            if (ran := self._received(bell.seat)) is not None:
+                close_all(ran[1])
+                self.under_way.discard(number)
+                return self._lanes[number].read(ran[0])
+            self._lanes[number].drop(bell)
+            self._ask_runner(number)
         while number not in self._answers:
-            said = self._read()
-            if isinstance(said, Denied) and said.lane < 0:
-                raise error_of(said)
-            self.under_way.discard(said.lane)
-            self._answers[said.lane] = said if isinstance(said, Denied) else self._lanes[said.lane].read(said)
+            self._take(*self._read())
         answer = self._answers.pop(number)
         if isinstance(answer, Denied):
             raise error_of(answer)
@@ -153,20 +160,33 @@ class Line:
         for lane in self._lanes:
             lane.close()
 
-    def _read(self) -> FromRunner:
+    def _take(self, said: FromRunner, descriptors: list[int]) -> None:
+        bells = [socket.socket(fileno=number) for number in descriptors]
+        if said.lane >= DEPTH:
+            raise UnavailableError(f"{self._path}: {STRANGER}: lane {said.lane}")
+        if isinstance(said, Denied) and said.lane < 0:
+            raise error_of(said)
+        self.under_way.discard(said.lane)
+        if isinstance(said, Denied):
+            self._answers[said.lane] = said
+            return
+        self._answers[said.lane] = self._lanes[said.lane].read(said)
+        for bell in bells:
+            seat: Packets[SeatRan] = Packets(patient(bell, self._timeout_s), SeatRan)
+            self._lanes[said.lane].hang(said, seat, seat.close)
+
+    def _read(self) -> Received[FromRunner]:
+        if (received := self._received(self._packets)) is None:
+            raise BrokenError(self._path)
+        return received
+
+    def _received(self, packets: Packets[M]) -> Received[M] | None:
         try:
-            received = self._packets.read()
+            return packets.read()
         except BlockingIOError as error:
             raise UnavailableError(f"{self._path}: no answer within {self._timeout_s:g} s") from error
         except InputError as error:
             raise UnavailableError(f"{self._path}: {STRANGER}: {error}") from error
-        if received is None:
-            raise BrokenError(self._path)
-        message, descriptors = received
-        close_all(descriptors)
-        if message.lane >= DEPTH:
-            raise UnavailableError(f"{self._path}: {STRANGER}: lane {message.lane}")
-        return message
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:
@@ -175,13 +195,18 @@ def connect(path: Path, timeout_s: float) -> socket.socket:
     Raises:
         UnavailableError: nobody listens there.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    wait = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))  # not settimeout(): it polls before each read
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+    sock = patient(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), timeout_s)
     try:
         sock.connect(str(path))
     except OSError as error:
         sock.close()
         raise UnavailableError(nobody_answers(path, error)) from error
+    return sock
+
+
+def patient(sock: socket.socket, timeout_s: float) -> socket.socket:
+    """The socket, whose calls wait for `timeout_s` at most."""
+    wait = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))  # not settimeout(): it polls before each read
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
     return sock

@@ -3,9 +3,12 @@
 1. The files may grow and never shrink; the runner takes no others.
 2. A lane carries one request at a time. What is read from it is copied: the next answer overwrites it.
 3. A connection has lanes of its own: after one that broke, a seat may still write into the old ones.
+4. The runner answers a request and may give a bell with it: what asks the same of the same model again then goes to
+   its seat alone. A bell that ends says nothing: the request is the runner's again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from agent.adapters.arena import Arena
 from agent.adapters.channel import frames_beside
 from agent.adapters.memory_file import arena, map_for_reading
-from agent.adapters.packets import close_all
-from agent.core.messages import Infer, Inferred
+from agent.adapters.packets import Packets, close_all
+from agent.core.errors import TransferError
+from agent.core.messages import Infer, Inferred, SeatRan
 from client.answer import Answer, RequestError
 
 DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
@@ -48,11 +52,24 @@ def frames_path(address: str) -> Path:
     return frames_beside(Path(path))
 
 
+@dataclass(frozen=True)
+class Bell:
+    """Where to ring for one request, who answers, and how to let go of it."""
+
+    seat: Packets[SeatRan]
+    request: Infer
+    inferred: Inferred
+    let_go: Callable[[], None]
+
+
 class Lane:
-    """A pair of memory files, mapped."""
+    """A pair of memory files, mapped, and the bells for what was asked in it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.request: Infer | None = None  # the newest
+        self.rung: Bell | None = None  # whose seat is at it
+        self._bells: dict[str, Bell] = {}  # by slot
         self.descriptors: tuple[int, ...] = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
         self._request, self._answer = Arena(self.descriptors[0]), Arena(self.descriptors[1], map_for_reading)
 
@@ -62,17 +79,54 @@ class Lane:
         Raises:
             RequestError: it holds something other than numbers.
         """
-        return Infer(slot=slot, lane=self.number, inputs=self._request.put(tensors(frame)))
+        self.request = Infer(slot=slot, lane=self.number, inputs=self._request.put(tensors(frame)), bell=True)
+        return self.request
 
-    def read(self, said: Inferred) -> Answer:
+    def ring(self) -> bool:
+        """Asks the seat for the newest request, where there is a bell for it."""
+        assert self.request is not None
+        bell = self._bells.get(self.request.slot)
+        if bell is None or bell.request != self.request:
+            return False
+        try:
+            bell.seat.send(None)
+        except TransferError:
+            self.drop(bell)
+            return False
+        self.rung = bell
+        return True
+
+    def hang(self, inferred: Inferred, seat: Packets[SeatRan], let_go: Callable[[], None]) -> Bell:
+        """The bell that came with the answer to the newest request."""
+        assert self.request is not None
+        if (old := self._bells.get(self.request.slot)) is not None:
+            self.drop(old)
+        bell = self._bells[self.request.slot] = Bell(seat, self.request, inferred, let_go)
+        return bell
+
+    def drop(self, bell: Bell) -> None:
+        """Forgets a bell that has ended."""
+        bell.let_go()
+        if self.rung is bell:
+            self.rung = None
+        if self._bells.get(bell.request.slot) is bell:
+            del self._bells[bell.request.slot]
+
+    def read(self, said: Inferred | SeatRan) -> Answer:
         """The answer, copied out of the lane."""
         outputs = {one.name: self._answer.tensor(one).copy() for one in said.outputs}
-        return Answer(outputs, said.release, said.candidate, said.finite)
+        if isinstance(said, Inferred):
+            return Answer(outputs, said.release, said.candidate, said.finite)
+        assert self.rung is not None
+        (bell, self.rung) = self.rung, None
+        return Answer(outputs, bell.inferred.release, bell.inferred.candidate, said.finite)
 
     def close(self) -> None:
-        """Gives the files back."""
+        """Gives the files back, and ends the bells."""
         close_all(self.descriptors)
         self.descriptors = ()
+        for bell in list(self._bells.values()):
+            self.drop(bell)
 
     def __del__(self) -> None:
         self.close()  # a client that nobody closed

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import socket
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +14,9 @@ from typing import Self
 from agent.adapters.channel import Channel, connect
 from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
-from agent.core.messages import Denied, FromRunner, LaneOpen
+from agent.core.messages import Denied, FromRunner, Inferred, LaneOpen, SeatRan
 from client.answer import Answer, ClientError, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
+from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, Bell, BrokenError, Frame, Lane, frames_path
 
 
 class AsyncClient:
@@ -73,6 +74,7 @@ class AsyncLine:
             with suppress(TransferError):
                 channel.send(LaneOpen(lane=lane.number), lane.descriptors)
             self._free.put_nowait(lane)
+        self._hearing: set[asyncio.Task[None]] = set()  # one for each bell
         self._listening = asyncio.create_task(self._listen(), name="frames")
 
     async def infer(self, slot: str, frame: Frame) -> Answer:
@@ -88,19 +90,23 @@ class AsyncLine:
             raise BrokenError(self._path)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            request = lane.write(slot, frame)
+            lane.write(slot, frame)
         except ClientError:
             self._free.put_nowait(lane)
             raise
         self._waiting[lane.number] = answer
-        with suppress(TransferError):  # gone: whoever listens reads its end
-            self._channel.send(request)
+        if not lane.ring():
+            self._ask_runner(lane)
         return await answer
+
+    def _ask_runner(self, lane: Lane) -> None:
+        with suppress(TransferError):  # gone: whoever listens reads its end
+            self._channel.send(lane.request)
 
     async def close(self) -> None:
         """Ends it."""
         self._listening.cancel()
-        await asyncio.wait([self._listening])
+        await asyncio.wait([self._listening, *self._hearing])
 
     async def _listen(self) -> None:
         error: Exception = BrokenError(self._path)
@@ -114,15 +120,44 @@ class AsyncLine:
             self._end(error)
 
     def _take(self, said: FromRunner, descriptors: list[int]) -> None:
-        close_all(descriptors)
+        bells = [socket.socket(fileno=number) for number in descriptors]
         if isinstance(said, Denied) and said.lane < 0:
             raise error_of(said)
-        lane, answer = self._lanes[said.lane], self._waiting.pop(said.lane)
+        lane = self._lanes[said.lane]
+        if isinstance(said, Inferred):
+            for bell in bells:
+                seat: Channel[SeatRan] = Channel(bell, SeatRan)
+                hung = lane.hang(said, seat, seat.hang_up)
+                task = asyncio.create_task(self._hear(lane, hung, seat), name="bell")
+                self._hearing.add(task)
+                task.add_done_callback(self._hearing.discard)
+        self._answered(lane, said)
+
+    async def _hear(self, lane: Lane, bell: Bell, seat: "Channel[SeatRan]") -> None:
+        """The answers to rings, until the bell ends."""
+
+        def take(said: SeatRan, descriptors: list[int]) -> None:
+            close_all(descriptors)
+            self._answered(lane, said)
+
+        try:
+            with suppress(InputError, LookupError):  # nonsense: the runner is asked
+                await seat.each(take)
+            was_rung = lane.rung is bell
+            lane.drop(bell)
+            if was_rung:
+                self._ask_runner(lane)
+        finally:
+            seat.close()
+
+    def _answered(self, lane: Lane, said: FromRunner | SeatRan) -> None:
+        answer = self._waiting.pop(lane.number)
+        result = error_of(said) if isinstance(said, Denied) else lane.read(said)
         if not answer.done():
-            if isinstance(said, Denied):
-                answer.set_exception(error_of(said))
+            if isinstance(result, ClientError):
+                answer.set_exception(result)
             else:
-                answer.set_result(lane.read(said))
+                answer.set_result(result)
         self._free.put_nowait(lane)
 
     def _end(self, error: Exception) -> None:

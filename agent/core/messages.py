@@ -264,7 +264,7 @@ class Answer(Document, tag=True):
 
 # --- the runner and a seat ------------------------------------------------------------------------------------
 # Descriptors: SeatLoad brings one per part, and an engine behind them where there is one; LaneOpen two (request and
-# answer arena); the first Tried or Done of a seat that proves its model the engine that it built.
+# answer arena); SeatBell one; the first Tried or Done of a seat that proves its model the engine that it built.
 
 
 class SeatLoad(Document, tag=True):
@@ -317,8 +317,25 @@ class SeatRan(Document, tag=True):
     finite: bool
 
 
+class SeatBell(Document, tag=True):
+    """A socket on which a client rings to have this run again: each ring gets a SeatRan, or its end. No answer."""
+
+    run: SeatRun
+
+
+class SeatCount(Document, tag=True):
+    """Answer: SeatCounted."""
+
+
+class SeatCounted(Document, tag=True):
+    """What the bells were rung for since the last count: when each run began, and its seconds inside."""
+
+    runs: tuple[tuple[float, float], ...]
+
+
 # --- the runner and a client of ours ----------------------------------------------------------------------------
 # A client opens lanes of its own with LaneOpen, whose two memory files it made; a lane carries one request at a time.
+# An Inferred may bring a bell as a descriptor: any packet on it asks the seat for the same again. SeatRan answers it.
 
 Blame = Literal["client", "model", "nobody"]
 
@@ -330,6 +347,7 @@ class Infer(Document, tag=True):
     lane: int
     inputs: tuple[Slice, ...]  # a single one without a name is the model's only input
     outputs: tuple[str, ...] = ()  # empty: all
+    bell: bool = False  # whether the client would take one
 
 
 class Inferred(Document, tag=True):
@@ -353,8 +371,8 @@ class Denied(Document, tag=True):
 ToRunner = LaneOpen | Infer
 FromRunner = Inferred | Denied
 
-ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun
-FromSeat = Loaded | Done | Tried | SeatRan | Refused
+ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun | SeatBell | SeatCount
+FromSeat = Loaded | Done | Tried | SeatRan | SeatCounted | Refused
 
 
 def encode(message: Any) -> bytes:

@@ -71,7 +71,7 @@ class Door:
         self.regions = Regions()
         self._wires: dict[Wire, asyncio.Task[None]] = {}
         self._is_closing = False
-        self.requests = 0
+        self._requests = 0
         self.refused = 0
 
     def wire(self) -> Wire:
@@ -215,7 +215,7 @@ class Door:
             HttpError: there is none, or the device failed.
             InputError: the request is wrong.
         """
-        self.requests += 1
+        self._requests += 1
         try:
             lane = slot.lanes.take()
         except TransferError as error:
@@ -259,6 +259,11 @@ class Door:
             known = ", ".join(sorted(self.slots)) or "none yet"
             raise HttpError(HTTPStatus.NOT_FOUND, f"unknown model {name!r}; the models of this device: {known}")
         return slot
+
+    @property
+    def requests(self) -> int:
+        """All that were asked since the start of the runner, by whichever way in."""
+        return self._requests + sum(slot.rung for slot in self.slots.values())
 
     def ready(self) -> dict[str, bool]:
         """The answer when every slot that is to serve does, and one at least.

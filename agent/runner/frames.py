@@ -1,7 +1,8 @@
 """Where clients of ours ask: a packet for a request and one for its answer; tensors lie in memory files they brought.
 
 1. The seat computes straight from a client's memory file and into it: nobody between the two copies a frame.
-2. A request goes the way of one by HTTP: through its slot's queue to whichever seat serves, and into its tally.
+2. A request goes the way of one by HTTP: through its slot's queue to whichever seat serves, and into its tally. Who
+   was answered well may have a bell (bells.py), and asks the seat itself for more of the same.
 3. A file is taken when nothing that its owner does to it can make a seat fault; a place in it when it lies inside.
 4. Whoever says what is no message, asks in a lane that is not free, or does not read, is cut off: his own trouble.
 """
@@ -12,6 +13,7 @@ import math
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from itertools import count
@@ -86,8 +88,8 @@ class Frames:
         close_all(descriptors)
         raise InputError("a lane takes two memory files (memfd) that may grow and are sealed against shrinking")
 
-    async def answer(self, ask: Infer, lane: Pair) -> FromRunner:
-        """What comes of one request."""
+    async def answer(self, ask: Infer, lane: Pair) -> tuple[FromRunner, socket.socket | None]:
+        """What comes of one request, and a bell for more of the same."""
         arrived = time.monotonic()
         try:
             slot = self._door.slot(ask.slot)
@@ -95,17 +97,20 @@ class Frames:
                 for one in ask.inputs:
                     check_slice(one, lane)
                 answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
+            wants_bell = ask.bell and answered.ran.finite
+            bell = slot.bell(answered.seat, lane, orders(ask, answered.seat.held)) if wants_bell else None
         except (HttpError, InputError) as error:
             blame: Blame = "client" if self._slots else "nobody"  # of a runner that has just begun no name is wrong
-            return Denied(lane=ask.lane, blame=BLAME.get(status_of(error), blame), reason=str(error))
+            return Denied(lane=ask.lane, blame=BLAME.get(status_of(error), blame), reason=str(error)), None
         place, ran = answered.seat.place, answered.ran
-        return Inferred(
+        inferred = Inferred(
             lane=ask.lane,
             release=place.ref.name,
             candidate=str(place.candidate),
             outputs=ran.outputs,
             finite=ran.finite,
         )
+        return inferred, bell
 
     def _let_in(self, client: "Client") -> None:
         if len(self._clients) == CLIENTS:
@@ -129,10 +134,11 @@ class Client:
         """
         await self._channel.each(self._take)
 
-    def tell(self, answer: FromRunner) -> None:
+    def tell(self, answer: FromRunner, bell: socket.socket | None = None) -> None:
         """Sends it, or ends the connection of a client that does not take it."""
         try:
-            self._channel.send(answer)
+            with bell or nullcontext():
+                self._channel.send(answer, [bell.fileno()] if bell else ())
         except (TransferError, InputError):
             self._channel.hang_up()
 
@@ -165,12 +171,12 @@ class Client:
 
     async def _one(self, ask: Infer, lane: Pair) -> None:
         try:
-            answer = await self._frames.answer(ask, lane)
+            answer, bell = await self._frames.answer(ask, lane)
         except Exception:
             log.exception("step=frame outcome=connection closed")
             self._channel.hang_up()
         else:
-            self.tell(answer)
+            self.tell(answer, bell)
         finally:
             del self.inside[ask.lane]
 

@@ -1,6 +1,7 @@
 """A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR`, on a channel to it.
 
-1. It does one thing at a time, in the order asked; each message but LaneOpen gets one answer.
+1. It does one thing at a time. Orders are done as they were asked, and each but LaneOpen and SeatBell gets one answer.
+   Between two orders one ring is answered (bells.py), the bells in turn: nobody waits for another's stream.
 2. Inputs are read where the client's bytes were received: an array over shared memory, not a copy.
 3. It dies with the runner, leaves no core dump, and answers whatever a library raises as a failure. What it
    cannot answer (a crash, a hang) the runner sees.
@@ -13,11 +14,14 @@
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -43,6 +47,8 @@ from agent.runner.frame import frame_shape, normalise
 
 REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+RING_BYTES = 16  # more of a ring is not looked at, and less neither
+RUNS = 2048  # rung for between two counts; four a millisecond
 ENGINE_FACTOR = 2  # an engine is about as large as the weights; while it is exported it may be there twice
 
 log = logging.getLogger("edge-runner")
@@ -119,23 +125,76 @@ class Seat:
     def __init__(self, channel: Packets[ToSeat]) -> None:
         self._channel = channel
         self._lanes: dict[int, Lane] = {}
+        self._bells: dict[int, tuple[socket.socket, messages.SeatRun]] = {}  # by lane; who was answered goes behind
+        self._rung: deque[tuple[float, float]] = deque(maxlen=RUNS)
+        self._awake = select.poll()
+        self._awake.register(channel.sock, select.POLLIN)
         self._model: Model | None = None
         self._export_mb = 0.0  # room to export the engine in; 0 where there is none to give away
 
     def serve(self) -> None:
         """Answers until the runner closes the channel."""
-        while (received := self._channel.read()) is not None:
-            message, descriptors = received
-            if isinstance(message, messages.LaneOpen):
+        is_asked = True
+        while is_asked:
+            ready = {number for number, _ in self._awake.poll()} if self._bells else {self._channel.sock.fileno()}
+            if self._channel.sock.fileno() in ready:
+                is_asked = self._obey()
+            lane = next((lane for lane, (bell, _) in self._bells.items() if bell.fileno() in ready), None)
+            if lane is not None:
+                self._answer_ring(lane)
+
+    def _obey(self) -> bool:
+        """One order; whether another may come."""
+        received = self._channel.read()
+        if received is None:
+            return False
+        message, descriptors = received
+        match message:
+            case messages.LaneOpen():
                 self._open(message.lane, descriptors)
-                continue
-            answer = self._answer(message, descriptors)
-            close_all(descriptors)
-            engine = self._engine(answer)
-            self._channel.send(answer, engine)
-            close_all(engine)
+                return True
+            case messages.SeatBell():
+                self._hang(message.run, descriptors)
+                return True
+        answer = self._answer(message, descriptors)
+        close_all(descriptors)
+        engine = self._engine(answer)
+        self._channel.send(answer, engine)
+        close_all(engine)
+        return True
+
+    def _answer_ring(self, lane: int) -> None:
+        """A ring's answer, where it is good; else the bell ends."""
+        bell, run = self._bells[lane]
+        try:
+            if bell.recv(RING_BYTES, socket.MSG_DONTWAIT):
+                assert self._model is not None
+                began, ran = time.monotonic(), self._model.run(self._lanes[lane], run)
+                if ran.finite:
+                    bell.send(messages.encode(ran), socket.MSG_DONTWAIT)
+                    self._rung.append((began, ran.busy_s))
+                    self._bells[lane] = self._bells.pop(lane)
+                    return
+        except Exception as error:  # noqa: BLE001 - a client that left, or the boundary to libraries
+            log.debug("lane=%d step=ring outcome=ended reason=%s", lane, error)
+        self._take_down(lane)
+
+    def _hang(self, run: messages.SeatRun, descriptors: Sequence[int]) -> None:
+        self._take_down(run.lane)
+        for number in descriptors:
+            self._bells[run.lane] = socket.socket(fileno=number), run
+            self._awake.register(number, select.POLLIN)
+
+    def _take_down(self, lane: int) -> None:
+        if lane in self._bells:
+            bell, _ = self._bells.pop(lane)
+            self._awake.unregister(bell)
+            with suppress(OSError):
+                bell.shutdown(socket.SHUT_RDWR)  # the runner holds it, too
+            bell.close()
 
     def _open(self, number: int, descriptors: Sequence[int]) -> None:
+        self._take_down(number)
         for arena in self._lanes.pop(number, ()):
             arena.close()
         if descriptors:
@@ -161,6 +220,9 @@ class Seat:
             raise BackendError("this seat holds no model: load one first")
         if isinstance(message, messages.SeatRun):
             return self._model.run(self._lanes[message.lane], message)
+        if isinstance(message, messages.SeatCount):
+            rung = [self._rung.popleft() for _ in range(len(self._rung))]
+            return messages.SeatCounted(runs=tuple(rung))
         if isinstance(message, messages.SeatTrial):
             return messages.Tried(evidence=run_trial(self._model, message.key, message.runs))
         assert isinstance(message, messages.SeatProve)

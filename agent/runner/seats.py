@@ -26,6 +26,7 @@ from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
+from agent.runner.bells import Bells
 from agent.runner.holdings import Held
 from agent.runner.lanes import Pair
 
@@ -80,6 +81,7 @@ class Seat:
         self._waiting: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lanes: dict[int, Pair] = {}
+        self.bells = Bells()
         self._verdict: Failure | None = None
         self._told_to_end = False
         self._idle = asyncio.Event()
@@ -171,8 +173,17 @@ class Seat:
             self._lanes[lane.number] = lane
         return await self._send(messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
 
+    def bell(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...]) -> socket.socket | None:
+        """The client's end of a bell for a request in a lane that this seat has answered; None where there is none."""
+        if self._lanes.get(lane.number) is not lane or (ends := self.bells.hang(lane.number)) is None:
+            return None
+        run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs)
+        self._tell(messages.SeatBell(run=run), (ends[0].fileno(),))
+        return ends[1]
+
     def forget(self, lane: Pair) -> None:
         """Lets the child give back a lane that ends, behind what it was asked in it."""
+        self.bells.drop(lane.number)
         if self._lanes.pop(lane.number, None) is not None and not self.ended.is_set():
             self._tell(messages.LaneOpen(lane=lane.number), ())
 
@@ -308,6 +319,7 @@ class Seat:
         self.settled.set()
         if not self._told_to_end:
             self._lost(self, failure)
+        self.bells.drop_all()
         for place, waiting in enumerate(self._waiting):
             if not waiting.answer.done():
                 waiting.answer.set_exception(SeatEndedError(failure, was_inside=place == 0))

@@ -16,6 +16,7 @@
 import asyncio
 import logging
 import math
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from agent.core.messages import Incident, Place, Promote, SeatRan, SlotFacts
 from agent.core.release import Ref
 from agent.core.soak import judge_pace
 from agent.runner.answers import Answered, Asked, answer_anyway, fault_of, run_deadline_s
+from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
@@ -42,6 +44,8 @@ FAULTS = 3  # in a row: a single one may be chance, more cost clients the time o
 PACE = 30  # requests between two looks at how long they took: a second of one camera
 SERVES_ON = "serves on, for want of a fall-back"
 INCIDENTS = 8  # kept; the agent sees each as it comes
+
+Times = tuple[float, float, float]  # when a request arrived, was received, and was answered
 
 log = logging.getLogger("edge-runner")
 
@@ -58,6 +62,7 @@ class Slot:
         self.fallback: Seat | None = None
         self.order: Promote | None = None
         self.tally = Tally()
+        self.rung = 0  # requests that no door has seen: at the seats' bells
         self.statistics: dict[str, Statistics] = {}  # by the names of releases that are loaded and have served
         self._seats: dict[Place, Seat] = {}
         self._holdings, self._tasks, self._changed, self._count = holdings, tasks, changed, count
@@ -157,6 +162,7 @@ class Slot:
         if seat is not None and seat.has_served:
             self._step_down(seat)
             self._changed()
+            await self._count_rings(seat)
             await seat.leave()
         await self._end(place)
         if seat is not None:
@@ -196,7 +202,7 @@ class Slot:
             TransferError: no seat was there within `hold_s`.
             LateError: its own deadline passed while it waited.
         """
-        times, deaths = (arrived, time.monotonic()), 0
+        received, deaths = time.monotonic(), 0
         while True:
             seat, tally = await self._lease(terms, arrived), self.tally
             seat.inside += 1
@@ -205,17 +211,45 @@ class Slot:
             except SeatEndedError as error:
                 deaths += error.was_inside
                 if deaths > 1:
-                    self._count_one(tally, seat, times, None, is_probe=is_probe)
+                    self._count_one(tally, seat, (arrived, received, time.monotonic()), None, is_probe=is_probe)
                     raise BackendError(f"two seats ended on this request; it is not tried again: {error}") from error
             except BackendError:
-                self._count_one(tally, seat, times, None, is_probe=is_probe)
+                self._count_one(tally, seat, (arrived, received, time.monotonic()), None, is_probe=is_probe)
                 raise
             else:
+                times = arrived, received, time.monotonic()
                 self._count_one(tally, answered.seat, times, answered.ran, is_probe=is_probe)
                 return answered
             finally:
                 seat.inside -= 1
                 self._queue.call()
+
+    def bell(self, seat: Seat, lane: Pair, asked: Asked) -> socket.socket | None:
+        """The client's end of a bell for a request that `seat` has just answered; None where it may have none."""
+        if seat is not self.serving:
+            return None
+        if not seat.bells.are_counted:
+            seat.bells.are_counted = True
+            self._tasks.create_task(self._count_at_times(seat), name=f"count {seat.place}")
+        return seat.bell(lane, *asked)
+
+    async def _count_at_times(self, seat: Seat) -> None:
+        while seat.bells:
+            await asyncio.sleep(COUNT_S)
+            await self._count_rings(seat)
+        seat.bells.are_counted = False
+
+    async def _count_rings(self, seat: Seat) -> None:
+        """Counts what a seat's bells were rung for."""
+        with suppress(BackendError):  # it has ended, and its keeper knows
+            counted = await seat.ask(messages.SeatCount(), run_deadline_s(seat.held.config))
+            assert isinstance(counted, messages.SeatCounted)
+            tally = self.tally if seat is self.serving else Tally()
+            self.rung += len(counted.runs)
+            self._faults = 0 if counted.runs else self._faults
+            for began, busy_s in counted.runs:
+                ran = SeatRan(outputs=(), busy_s=busy_s, finite=True)
+                self._count_one(tally, seat, (began, began, began + busy_s), ran)
 
     def forget(self, lane: Pair) -> None:
         """Lets every seat give back a lane that ends."""
@@ -289,12 +323,12 @@ class Slot:
             self._note(place, failure, SERVES_ON)
 
     def _count_one(
-        self, tally: Tally, seat: Seat, times: tuple[float, float], ran: SeatRan | None, *, is_probe: bool
+        self, tally: Tally, seat: Seat, times: Times, ran: SeatRan | None, *, is_probe: bool = False
     ) -> None:
         if is_probe:
             tally.probe(failed=ran is None or not ran.finite)
             return
-        tally.request(times[0], time.monotonic(), ran)
+        tally.request(times[0], times[2], ran)
         self.statistics.setdefault(seat.place.ref.name, Statistics()).request(*times, ran)
         if tally is self.tally and self.serving is not None and tally.requests % PACE == 0:
             failure = judge_pace(tally.newest_runs(PACE), self.serving.held.config)
@@ -400,6 +434,8 @@ class Slot:
         self._restarting = None
         self._faults = 0
         self._since = time.monotonic()
+        if self.serving is not None and self.serving is not seat:
+            self.serving.bells.drop_all()
         self.serving = seat
         self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
@@ -412,6 +448,7 @@ class Slot:
             self.fallback = None
         if self.serving is seat:
             self.serving, self._dark_since = None, time.monotonic()
+            seat.bells.drop_all()
             self._queue.call_all()
 
     def _note(self, place: Place, failure: Failure, action: str) -> None:

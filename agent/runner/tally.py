@@ -87,9 +87,8 @@ class Statistics:
         """All of the time that clients waited for answers."""
         return self.input_s + self.queue_s + self.infer_s
 
-    def request(self, arrived: float, received: float, ran: SeatRan | None) -> None:
-        """One request of a client that ends now; None when the model failed on it."""
-        now = time.monotonic()
+    def request(self, arrived: float, received: float, now: float, ran: SeatRan | None) -> None:
+        """One request of a client; None when the model failed on it."""
         self.last = time.time()
         if ran is None:
             self.failed += 1

@@ -20,7 +20,7 @@ from models.check import check_release
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
 from tests.system.listener import Listener
-from tests.system.plant import GROUP, MODELS, ONE, TWO, Camera, Plant, golden
+from tests.system.plant import GROUP, MODELS, ONE, TWO, Camera, Plant, RingingCamera, golden
 from tests.system.steady import until_settled
 
 FRAME_S = 0.02  # a camera of 50 frames per second leaves the machine some time for the test
@@ -37,6 +37,10 @@ class CalmCamera(Camera):
     def take(self, answer):
         super().take(answer)
         time.sleep(FRAME_S)
+
+
+class CalmRingingCamera(CalmCamera, RingingCamera):
+    """The same with our client."""
 
 
 class Standing:

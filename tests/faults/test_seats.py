@@ -15,7 +15,7 @@ import yaml
 
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
-from tests.faults.standing import CalmCamera, Standing, told
+from tests.faults.standing import CalmCamera, CalmRingingCamera, Standing, told
 from tests.system.plant import ONE, ROOT, SLOT, UnixConnection, golden
 
 FAILING = Path(__file__).parents[1] / "fakes" / "failing_seats"
@@ -29,7 +29,6 @@ KINDS = {  # what is done to the model's run: what is told of it. No four restar
 }
 GATES = {"max_latency_p95_ms": 100, "min_fps": 2}  # `slow` is slower
 LONG_S = 600.0  # a soak that does not end by itself
-CAMERAS = 3  # beside the one that is there anyway
 ANSWERS = 40  # of each camera, before and after
 
 pytestmark = pytest.mark.slow
@@ -43,7 +42,8 @@ class Shaky(Standing):
         self.faults = Path(tempfile.mkdtemp(prefix="edge-faults-", dir="/dev/shm"))  # the walls of a seat leave that
         super().__init__(folder)
         frame, wanted = golden(ONE)
-        self.cameras = [CalmCamera(self.device.door, frame, {"20250628": wanted}) for _ in range(CAMERAS)]
+        kinds = CalmCamera, CalmRingingCamera, CalmRingingCamera
+        self.cameras = [kind(self.device.door, frame, {"20250628": wanted}) for kind in kinds]
         for camera in self.cameras:
             camera.start()
         self.cameras.append(self.camera)

@@ -164,6 +164,13 @@ class Agent:
         order = Promote(slot=slot, place=one.place, fallback=fallback and fallback.place, hold_s=hold_s)
         assert await self.ask(order) == Done()
 
+    async def until_counted(self, slot: str, requests: int):
+        """The slot's counters as soon as so many requests are in them."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (counters := (await self.ask(Look())).slots[slot].counters).requests != requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return counters
+
     async def until_asked(self) -> None:
         """Return when a request has reached the runner."""
         async with asyncio.timeout(PATIENCE_S):

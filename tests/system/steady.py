@@ -1,10 +1,11 @@
 """A device at rest, and what can be seen of it from outside."""
 
+import itertools
 from datetime import datetime
 
 import psutil
 
-from tests.system.plant import ONE, TWO, Camera, golden
+from tests.system.plant import ONE, TWO, Camera, RingingCamera, golden
 
 VERSIONS = {name.rsplit("_", 1)[1]: golden(name)[1] for name in (ONE, TWO)}  # both answer the same frame
 
@@ -23,7 +24,8 @@ def until_settled(device, release, seconds=60.0):
 def start_cameras(device, count=1):
     """Clients that ask without a pause and check every answer against the version that it names."""
     frame, _ = golden(ONE)
-    cameras = [Camera(device.door, frame, VERSIONS) for _ in range(count)]
+    kinds = itertools.islice(itertools.cycle((Camera, RingingCamera)), count)
+    cameras = [kind(device.door, frame, VERSIONS) for kind in kinds]
     for camera in cameras:
         camera.start()
     return cameras
