@@ -162,9 +162,12 @@ class Slot:
         if seat is not None and seat.has_served:
             self._step_down(seat)
             self._changed()
-            await self._count_rings(seat)
+            seat.state = "draining"
+            if seat.bells.are_counted:
+                await self._count_rings(seat)
             await seat.leave()
-        await self._end(place)
+        if self._seats.get(place) is seat:  # nobody has loaded it anew meanwhile
+            await self._end(place)
         if seat is not None:
             seat.held.drop_engine(place.candidate)
 

@@ -21,6 +21,7 @@ import numpy as np
 from agent.core.documents import from_json, from_yaml
 from agent.core.messages import Promote, SeatRan, Slice
 from agent.core.release import Config, Metadata
+from agent.runner.bells import Bells
 from agent.runner.door import Door
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import LANES
@@ -39,6 +40,7 @@ class Seat:
 
     def __init__(self, one) -> None:
         self.place, self.inside, self.state, self.ready, self.has_served = one.place, 0, "proven", True, False
+        self.bells = Bells()
         self.held = Held(
             ref=one.ref, parts=one.announced, descriptors=(),
             metadata=from_json(Metadata, one.parts["metadata.json"], "metadata"),

@@ -192,7 +192,7 @@ async def test_an_engine_that_a_seat_failed_with_is_not_tried_again(shared, desk
 @pytest.mark.parametrize(("limit_mb", "engines"), [(1.0, 0), (1e6, 1)], ids=["tight", "roomy"])
 def test_no_engine_is_worth_a_memory_gate(limit_mb, engines):
     """To export one takes memory: a candidate that is near its gate is left alone."""
-    one = Seat(SimpleNamespace())
+    one = Seat(SimpleNamespace(sock=0))
     gates = SimpleNamespace(max_memory_mb=limit_mb)
     session = SimpleNamespace(engine=lambda: memoryview(b"engine"))
     one._model, one._export_mb = SimpleNamespace(config=SimpleNamespace(gates=gates), session=session), 0.1
