@@ -103,7 +103,7 @@ def opened(
         missing: which of its libraries are known to be missing.
         more: for ONNX Runtime's session.
     """
-    check_opset(read_head(path), NAME, VERSION, _supported_opset())
+    head = read_head(path)
     try:
         session = OnnxRuntimeSession(path, options, enable_fallback=0, **more)
     except native.InvalidProtobuf as error:
@@ -111,6 +111,7 @@ def opened(
     except MemoryError as error:
         raise BackendError(f"{candidate}: too little memory to load it", Kind.MEMORY) from error
     except Exception as error:  # the library raises a dozen classes without a common base
+        check_opset(head, NAME, VERSION, _supported_opset())
         reason = _explained(error, missing)
         raise BackendError(f"{candidate}: onnxruntime {VERSION} does not load it: {reason}") from error
     _check_given(session, provider, candidate)
@@ -135,7 +136,7 @@ def _wheel_folders() -> Iterator[Path]:
 
 
 def _supported_opset() -> int:
-    """The highest version of the standard operators that this runtime knows."""
+    """The highest version of the standard operators that this runtime knows; it takes 20 ms to tell."""
     return max(int(schema.since_version) for schema in native.get_all_operator_schema() if not schema.domain)
 
 

@@ -10,7 +10,6 @@ are mistakes like any other.
 from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
-import yaml
 
 from agent.core.errors import InputError
 
@@ -44,6 +43,8 @@ def from_json(kind: type[T], content: bytes | str, where: str) -> T:
 
 def from_yaml(kind: type[T], content: bytes | str, where: str) -> T:
     """The value that `content` holds; as `from_json`."""
+    import yaml  # noqa: PLC0415 - a seat and a client, which read none, start the sooner
+
     try:
         tree = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a byte that is no UTF-8 is a ValueError

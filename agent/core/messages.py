@@ -272,6 +272,7 @@ class SeatLoad(Document, tag=True):
 
     place: Place
     parts: tuple[Part, ...]
+    config: Config
 
 
 class SeatTrial(Document, tag=True):

@@ -22,7 +22,7 @@ from agent.adapters.packets import close_all
 from agent.core.candidate import Candidate
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import CONFIG, METADATA, PARTS, Part, engine_of, parts_of
+from agent.core.messages import CONFIG, METADATA, PARTS, Part, encode, engine_of, parts_of
 from agent.core.release import Config, Metadata, Ref
 
 WEIGHTS_END = ".onnx"
@@ -194,6 +194,7 @@ def _parsed(ref: Ref, parts: Sequence[Part], descriptors: Sequence[int]) -> tupl
     try:
         metadata = from_json(Metadata, read(files[METADATA]), f"{ref}: {METADATA}")
         config = from_yaml(Config, read(files[CONFIG]), f"{ref}: {CONFIG}")
+        config = from_json(Config, encode(config), f"{ref}: {CONFIG}")  # as a seat is told: no infinity, no megabyte
     except InputError as error:
         raise BackendError(str(error), Kind.STRUCTURE) from error
     if metadata.name != ref.name:

@@ -143,7 +143,8 @@ class Seat:
     async def _ask_to_load(self, deadline_s: float) -> FromSeat:
         descriptors = (*self.held.descriptors, *self.held.engine(self.place.candidate))
         try:
-            return await self.ask(SeatLoad(place=self.place, parts=self.held.parts), deadline_s, descriptors)
+            order = SeatLoad(place=self.place, parts=self.held.parts, config=self.held.config)
+            return await self.ask(order, deadline_s, descriptors)
         finally:  # before anything that the seat says of weights that are not what was announced
             if self.held.doubt is not None and (doubt := await self.held.doubt):
                 raise BackendError(doubt)

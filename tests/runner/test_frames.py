@@ -17,7 +17,9 @@ from agent.adapters.arena import Arena
 from agent.adapters.channel import Channel
 from agent.adapters.packets import close_all
 from agent.core import messages
+from agent.core.documents import from_yaml
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
+from agent.core.release import Config
 from agent.runner import seat as seat_module
 from tests.runner.conftest import SHAPE, eventually, release
 
@@ -307,7 +309,7 @@ def test_a_frame_that_changes_meanwhile_is_not_blamed_on_the_model():
     numbers = memory_file.arena("request", SIZE), memory_file.arena("answer", SIZE)
     memory_file.write(numbers[0], np.full(SHAPE, np.nan, np.float32).tobytes())
     metadata = seat_module.from_json(seat_module.Metadata, one.parts["metadata.json"], "metadata")
-    config = seat_module.from_yaml(seat_module.Config, one.parts["config.yaml"], "config")
+    config = from_yaml(Config, one.parts["config.yaml"], "config")
     model = seat_module.Model(one.place.candidate, Swayed(numbers[0]), metadata, config, (), 0.0)
     lane = Arena(numbers[0], memory_file.map_for_reading), Arena(numbers[1])
     tensor = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)

@@ -163,7 +163,14 @@ async def test_a_part_that_is_mapped_for_writing_cannot_be_sealed(agent):
 
 @pytest.mark.parametrize(
     ("part", "content"),
-    [("metadata.json", b"{}"), ("config.yaml", b"gates: {min_fpss: 3}"), ("config.yaml", b"[unclosed")],
+    [
+        ("metadata.json", b"{}"),
+        ("config.yaml", b"gates: {min_fpss: 3}"),
+        ("config.yaml", b"[unclosed"),
+        ("config.yaml", b"input_size: [8, 8]\nconfidence_threshold: 0.5\ngates: {max_memory_mb: .inf}"),
+        ("config.yaml", b"input_size: [8, 8]\nconfidence_threshold: 0.5\noptimization: {cpu: %s}" % (b"a" * 2**17)),
+    ],
+    ids=["metadata", "gate", "yaml", "infinite", "long"],
 )
 async def test_documents_that_break_their_form_are_refused(agent, part, content):
     """Metadata or config that cannot be read is a refusal of the kind structure."""
