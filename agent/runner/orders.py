@@ -24,7 +24,7 @@ from agent.core.messages import PROTOCOL, Answer, Ask, Done, Facts, Order, Refus
 from agent.runner.door import Door
 from agent.runner.frames import Frames
 from agent.runner.holdings import Holdings
-from agent.runner.seats import probe
+from agent.runner.seats import Spare, probe
 from agent.runner.slots import Slot
 
 SPOKEN = frozenset({PROTOCOL, max(1, PROTOCOL - 1)})
@@ -43,7 +43,7 @@ class Runner:
         self.door = Door(self.slots, tasks)
         self.frames = Frames(self.slots, self.door, tasks)
         self._tasks, self._stop = tasks, stop
-        self._holdings = Holdings()
+        self._holdings, self._spare = Holdings(), Spare()
         self._incidents = count(1)
         self._agents: set[Channel[Ask]] = set()
         self._found = tasks.create_task(find_backends(), name="probe")
@@ -67,10 +67,12 @@ class Runner:
             log.warning("step=attend outcome=closed reason=%s", error)
         finally:
             self._agents.discard(channel)
+            self._spare.drop()
             channel.close()
 
     async def close(self) -> None:
         """Ends every seat."""
+        self._spare.drop()
         await asyncio.gather(*(slot.close() for slot in self.slots.values()))
 
     def facts(self) -> Facts:
@@ -117,6 +119,8 @@ class Runner:
             log.exception("step=%s outcome=refused", step)
             reason = f"the runner failed at this {step} ({type(error).__name__}: {error}): look at its log"
             reply = refused(reason, Kind.BACKEND)
+        if isinstance(reply, Refused) and isinstance(ask.order, messages.Offer | messages.Seal):
+            self._spare.drop()
         if channel in self._agents:
             try:
                 channel.send(Answer(id=ask.id, reply=reply), descriptors)
@@ -128,6 +132,7 @@ class Runner:
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
             case messages.Offer():
+                await self._spare.prepare()
                 return Done(), await self._holdings.offer(order.ref, order.parts)
             case messages.Seal():
                 await self._holdings.seal(order.ref)
@@ -164,7 +169,7 @@ class Runner:
 
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:
-            self.slots[name] = Slot(name, self._holdings, self._tasks, self.changed, self._incidents)
+            self.slots[name] = Slot(name, self._holdings, self._spare, self._tasks, self.changed, self._incidents)
         return self.slots[name]
 
     def changed(self) -> None:

@@ -96,6 +96,8 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b""
         EdgeError: the parts are not a release, or the backend refuses them.
     """
     started, gpu_before_mb = time.monotonic(), gpu_memory_mb()[1]
+    if threads := ask.place.candidate.threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by libraries that are not here yet
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
     metadata, config = from_json(Metadata, read(parts[METADATA]), METADATA), ask.config
     weights = f"/proc/self/fd/{parts[weights_in(ask.place.candidate.precision, config)]}"

@@ -5,6 +5,7 @@
 2. A dead seat is known by the end of its channel. First its keeper hears of it (and finds another seat), then
    every order that it had not answered fails, so that whoever asks again meets the new seat.
 3. Seats are spawned, never forked. Candidates run at low priority where that can be undone.
+4. A spare starts when something is offered, and is ready when that is written. Nothing waits for it, nothing needs it.
 """
 
 import asyncio
@@ -43,8 +44,11 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would be there before the walls are; nothing here needs them
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads do not spin beside a camera application
     "PYTHONFAULTHANDLER": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a model's copies are large, and new pages are half of what they cost
 }
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+Child = tuple[asyncio.subprocess.Process, Channel[FromSeat]]
 
 
 class SeatEndedError(Exception):
@@ -95,34 +99,18 @@ class Seat:
         """The child's; 0 before there is one."""
         return self._process.pid if self._process is not None else 0
 
-    async def start(self) -> None:
-        """Spawns the child; `listen` must run from then on.
+    async def start(self, spare: "Spare") -> None:
+        """Takes a child; `listen` must run from then on.
 
         Raises:
             BackendError: the system has no room for another process.
         """
         try:
-            self._channel = await self._spawn()
+            self._process, self._channel = await spare.take()
         except OSError as error:
             self._told_to_end = True
             self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
             raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
-        lower(self.pid)
-
-    async def _spawn(self) -> Channel[FromSeat]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "agent.runner.seat", str(os.getpid()), str(theirs.fileno())),
-                    pass_fds=(theirs.fileno(),),
-                    env=environment(self.place),
-                    stdin=asyncio.subprocess.DEVNULL,
-                )
-            except OSError:
-                ours.close()
-                raise
-        return Channel(ours, FromSeat)
 
     async def load(self, deadline_s: float) -> Loaded:
         """What the seat says of its model.
@@ -328,11 +316,60 @@ class Seat:
         self._watch()
 
 
-def environment(place: Place) -> dict[str, str]:
+class Spare:
+    """At most one child that has no model yet."""
+
+    def __init__(self) -> None:
+        self._child: Child | None = None
+
+    async def prepare(self) -> None:
+        """Has one wait. Where the system has no room for it, whoever loads hears of that."""
+        if self._child is None:
+            with suppress(OSError):
+                child = await spawn()
+                self.drop()
+                self._child = child
+
+    async def take(self) -> Child:
+        """The one that waits, or a new one.
+
+        Raises:
+            OSError: the system has no room for another process.
+        """
+        if self._child is None or self._child[0].returncode is not None:
+            self.drop()
+            return await spawn()
+        child, self._child = self._child, None
+        return child
+
+    def drop(self) -> None:
+        """Nobody will need it: it leaves at the end of its channel."""
+        if self._child is not None:
+            self._child[1].close()
+            self._child = None
+
+
+async def spawn() -> Child:
+    """A child that gives way to all others, and the channel to it; raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "agent.runner.seat", str(os.getpid()), str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                env=environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        except OSError:
+            ours.close()
+            raise
+    lower(process.pid)
+    return process, Channel(ours, FromSeat)
+
+
+def environment() -> dict[str, str]:
     """A seat's environment: ours, less what systemd means for us alone."""
-    kept = {name: value for name, value in os.environ.items() if name not in OURS}
-    threads = {"OMP_NUM_THREADS": str(place.candidate.threads)} if place.candidate.threads else {}
-    return kept | ENVIRONMENT | threads
+    return {name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT
 
 
 def lower(pid: int) -> None:
@@ -367,7 +404,7 @@ async def probe(backend: Backend, deadline_s: float) -> bytes:
     try:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "agent.runner.seat", "--probe", backend),
-            env={name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT,
+            env=environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -35,7 +35,7 @@ from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
-from agent.runner.seats import Seat, SeatEndedError
+from agent.runner.seats import Seat, SeatEndedError, Spare
 from agent.runner.tally import Statistics, Tally
 
 RESTARTS = 3
@@ -54,7 +54,13 @@ class Slot:
     """One slot of the runner, with its seats and its queue."""
 
     def __init__(
-        self, name: str, holdings: Holdings, tasks: asyncio.TaskGroup, changed: Callable[[], None], count: Iterator[int]
+        self,
+        name: str,
+        holdings: Holdings,
+        spare: Spare,
+        tasks: asyncio.TaskGroup,
+        changed: Callable[[], None],
+        count: Iterator[int],
     ) -> None:
         self.name = name
         self.lanes = Lanes()
@@ -65,7 +71,7 @@ class Slot:
         self.rung = 0  # requests that no door has seen: at the seats' bells
         self.statistics: dict[str, Statistics] = {}  # by the names of releases that are loaded and have served
         self._seats: dict[Place, Seat] = {}
-        self._holdings, self._tasks, self._changed, self._count = holdings, tasks, changed, count
+        self._holdings, self._spare, self._tasks, self._changed, self._count = holdings, spare, tasks, changed, count
         self._since = 0.0
         self._dark_since = 0.0
         self._queue = Queue()
@@ -400,7 +406,7 @@ class Slot:
         self._seats[place] = seat
         self._changed()
         try:
-            await seat.start()
+            await seat.start(self._spare)
             self._tasks.create_task(seat.listen(), name=f"seat {place}")
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
