@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import yaml  # noqa: F401 - here and not while the first release is sealed: it holds the loop up for 20 ms
+
 from agent.adapters.memory_file import digest, read, reserve, seal, size
 from agent.adapters.packets import close_all
 from agent.core.candidate import Candidate
