@@ -6,6 +6,7 @@
    Digests of plaintext exist only in here. Layout: models/FORMAT.md.
 3. Opening streams: a 2 GB model passes through about 24 MiB. No length is believed before it is checked against
    the signed listing, and no step can yield more than was declared. (What a device seals for itself has no listing.)
+   One block is hashed, by a thread, while the next is opened.
 4. Pieces are authentic when they come out, but the release is whole only when the iteration ends without an error:
    until then nothing may be used.
 5. Whoever holds a group's key can forge a bundle. Authenticity is TUF's signature over the sealed bytes, checked
@@ -14,6 +15,7 @@
 
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Annotated, Literal, cast
 
 import numpy as np
@@ -192,9 +194,12 @@ class Opener:
         """
         for index, part in enumerate(self.parts):
             digest = hashlib.sha256()
-            for block in self._blocks(part):
-                digest.update(block)
-                yield index, block
+            with ThreadPoolExecutor(1) as hasher:
+                hashing = hasher.submit(digest.update, b"")
+                for block in self._blocks(part):
+                    hashing.result()
+                    hashing = hasher.submit(digest.update, block)
+                    yield index, block
             if digest.hexdigest() != part.sha256:
                 raise TrustError(f"{self._path}: {part.name} has another digest than its header says; publish it anew")
         if self._read(1) or self._plain.read(1):
