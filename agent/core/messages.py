@@ -272,7 +272,7 @@ class SeatLoad(Document, tag=True):
 
     place: Place
     parts: tuple[Part, ...]
-    config: Config
+    config: Config | None = None  # None: from a runner that was there before this version; it lies in its part
 
 
 class SeatTrial(Document, tag=True):

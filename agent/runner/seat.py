@@ -38,10 +38,10 @@ from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
-from agent.core.documents import from_json, to_json
+from agent.core.documents import from_json, from_yaml, to_json
 from agent.core.errors import BackendError, EdgeError, Kind
-from agent.core.messages import GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
-from agent.core.release import Metadata
+from agent.core.messages import CONFIG, GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
+from agent.core.release import Config, Metadata
 from agent.runner import walls
 from agent.runner.frame import frame_shape, normalise
 
@@ -99,7 +99,8 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b""
     if threads := ask.place.candidate.threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by libraries that are not here yet
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
-    metadata, config = from_json(Metadata, read(parts[METADATA]), METADATA), ask.config
+    metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
+    config = ask.config or from_yaml(Config, read(parts[CONFIG]), CONFIG)
     weights = f"/proc/self/fd/{parts[weights_in(ask.place.candidate.precision, config)]}"
     check_model(weights, metadata.compatibility, ask.place.candidate.backend)
     session = open_session(weights, ask.place.candidate, config, engine)
