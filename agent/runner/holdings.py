@@ -139,6 +139,11 @@ class Holdings:
         self._served &= kept
         return [number for held in dropped for number in (*held.descriptors, *held.engines.values())]
 
+    def withdraw(self) -> list[int]:
+        """Drops all that is offered and not sealed; the descriptors that hold its memory, to be closed."""
+        offered, self._offered = self._offered, {}
+        return [number for _, descriptors in offered.values() for number in descriptors]
+
     def _withdraw(self, ref: Ref) -> None:
         _, descriptors = self._offered.pop(ref, ((), ()))
         close_all(descriptors)

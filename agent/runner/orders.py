@@ -3,7 +3,8 @@
 1. Only the agent's user is heard (SO_PEERCRED), and only after a Hello of a protocol that we speak.
 2. Orders run side by side: a look at the facts never waits for a trial. Each gets one answer.
 3. What goes wrong in one order is the answer to that order, and ends nothing else.
-4. An agent that goes takes nothing along: its orders are finished, what serves goes on serving.
+4. An agent that goes takes nothing along but what it has not written: its orders are finished, what serves goes on
+   serving.
 """
 
 import asyncio
@@ -67,7 +68,7 @@ class Runner:
             log.warning("step=attend outcome=closed reason=%s", error)
         finally:
             self._agents.discard(channel)
-            self._spare.drop()
+            self.changed()
             channel.close()
 
     async def close(self) -> None:
@@ -181,10 +182,11 @@ class Runner:
     def _tell(self) -> None:
         self._is_telling = False
         freed = self._holdings.forget({ref for slot in self.slots.values() for ref in slot.needed()})
+        if not self._agents:  # nobody will write what is offered, nor load it
+            freed += self._holdings.withdraw()
+            self._spare.drop()
         if freed:  # a gigabyte of pages takes the kernel a tenth of a second
             asyncio.get_running_loop().run_in_executor(None, close_all, freed)
-        if not self._agents:
-            return
         answer = Answer(id=0, reply=self.facts())
         for channel in tuple(self._agents):
             try:

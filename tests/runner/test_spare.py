@@ -11,6 +11,7 @@ from agent.adapters import memory_file
 from agent.adapters.packets import close_all
 from agent.core.messages import Done, Load, Loaded, Offer, Refused, Seal
 from tests.runner.conftest import alive, eventually, release, runner_in
+from tests.runner.test_frames import held
 
 
 class Children:
@@ -114,6 +115,26 @@ async def test_no_spare_waits_for_an_agent_that_has_left(agent, children):
     assert children()
     await agent.client.close()
     await eventually(lambda: not children())
+
+
+async def test_memory_that_is_offered_is_given_back_when_the_agent_leaves(running, agent):
+    """What an agent died over is not kept until its release is offered again; another agent's may still be written."""
+    one = release(4)
+    numbers = await offer(agent, one)
+    assert files_of(running, one) == len(numbers)
+    passing_by = await running.agent()
+    await passing_by.client.close()
+    assert await hand_over(agent, one, numbers) == Done()
+    two = release(5)
+    close_all(await offer(agent, two))
+    await agent.client.close()
+    await eventually(lambda: not files_of(running, two))
+    assert files_of(running, one) == len(numbers)
+
+
+def files_of(running, one) -> int:
+    """How many memory files of a release the runner holds."""
+    return held(running.process.pid, f"memfd:{one.ref.name}/")
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
