@@ -96,8 +96,6 @@ def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b""
         EdgeError: the parts are not a release, or the backend refuses them.
     """
     started, gpu_before_mb = time.monotonic(), gpu_memory_mb()[1]
-    if threads := ask.place.candidate.threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by libraries that are not here yet
     parts = dict(zip((part.name for part in ask.parts), descriptors, strict=True))
     metadata = from_json(Metadata, read(parts[METADATA]), METADATA)
     config = ask.config or from_yaml(Config, read(parts[CONFIG]), CONFIG)
