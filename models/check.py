@@ -34,6 +34,7 @@ from agent.core.errors import BackendError, EdgeError, InputError, Kind
 from agent.core.release import Config, Metadata, as_list
 from models.folder import Folder, open_folder
 from models.golden import save_golden
+from models.keys import unread_keys
 from models.registry import ReleaseName
 from models.storage import in_memory, opened
 
@@ -161,6 +162,8 @@ def _config(place: Folder, name: str) -> tuple[Config, bytes]:
     if found is None:
         raise InputError(f"config: there is none: write configs/{name}_config.yaml")
     content = found[0].read_bytes()
+    if unread := [*unread_keys(content, found[1])]:
+        raise UnfitError(name, unread)
     return from_yaml(Config, content, str(found[0])), content
 
 
@@ -339,9 +342,11 @@ def _noted(problems: list[str], call: Callable[[], T]) -> T | None:
     """What the call gives; its problem is added, and None given, where it fails."""
     try:
         return call()
+    except UnfitError as error:
+        problems += error.problems
     except EdgeError as error:
         problems.append(str(error))
-        return None
+    return None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from agent.core.intent import Policy
 from agent.core.release import Config, Metadata
 
 FOLDER = Path(__file__).parent / "schemas"
+NOTHING_ELSE = ("Config", "Preprocessing")  # devices leave keys alone that they do not know, the desk refuses them
 DOCUMENTS: Mapping[str, type] = {"metadata": Metadata, "config": Config, "policy": Policy}
 
 TEXTS: Mapping[str, Mapping[str, str]] = {
@@ -117,6 +118,8 @@ def schema(document: str) -> bytes:
     for title, definition in tree["$defs"].items():
         for field, text in TEXTS[title].items():
             definition["properties"][field] = _described(definition["properties"][field], text)
+        if title in NOTHING_ELSE:
+            definition["additionalProperties"] = False
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": document, **tree}
     return json.dumps(found, indent=2).encode() + b"\n"
 

@@ -2,8 +2,8 @@
 
 The seed's keys stand at the top level with the seed's units: version, accuracy, inference_time in
 milliseconds and model_size_mb in metadata; input_size and confidence_threshold in config. Both documents
-may carry keys for other readers; gates, tensors and compatibility may not: a typing mistake there would
-switch a check off.
+may carry keys that a device does not know; gates, tensors and compatibility may not: a typing mistake there
+would switch a check off. The desk refuses such keys in a config (models/keys.py).
 """
 
 from collections.abc import Mapping

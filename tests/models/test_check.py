@@ -134,7 +134,12 @@ def test_metadata_that_is_not_true_is_told(release, changes, told):
     [
         ({"gates": {"min_accuracy": 0.95}}, "accuracy is 0.9; the gate min_accuracy asks for 0.95"),
         ({"gates": {"parity": {"boxes": {"atol": 1.0}}}}, "gates.parity names 'boxes'"),
-        ({"gates": {"min_fsp": 5}}, "min_fsp"),
+        ({"gates": {"min_fsp": 5}}, "gates.min_fsp is not known; did you mean gates.min_fps?"),
+        ({"thraeds": 2}, "thraeds is not known; did you mean optimization.threads?"),
+        ({"preprocessing": {"colour": "RGB", "sdt": [1.0]}}, "preprocessing.sdt is not known; did you mean"),
+        ({"gates": {"parity": {"scores": {"atoll": 1}}}}, "did you mean gates.parity.scores.atol?"),
+        ({"author": "me"}, "what is for other programs belongs under postprocessing"),
+        ({"postprocessing": {"author": "me"}, "batch_size": 4}, "batch_size is 4"),
         ({"input_size": [8, 16]}, "input_size is [8, 16]; the input takes [8, 8]"),
         ({"batch_size": 4}, "batch_size is 4; the input input takes 1"),
         ({"optimization": {"tensorrt": {"fp16": True}}}, "optimization.tensorrt.fp16 is not known"),
@@ -148,6 +153,19 @@ def test_metadata_that_is_not_true_is_told(release, changes, told):
 def test_a_config_that_cannot_hold_is_told(release, changes, told):
     """Gates, sizes and options fit the release, and no typing mistake switches one off."""
     assert told in "\n".join(problems(release(config=config(**changes))))
+
+
+def test_a_key_that_stands_twice_is_told(release):
+    """Of two values of one key nobody knows which was meant; each is told with its line, beside what else is wrong."""
+    folder = release()
+    text = "input_size: [8, 8]\nconfidence_threshold: 0.5\ngates:\n  min_fps: 1\n  min_fps: 2\ngates: {}\nwarmup: 1\n"
+    (folder / "configs" / f"{NAME}_config.yaml").write_text(text)
+    told = problems(folder)
+    assert [one.split(";")[0] for one in told] == [
+        "config: warmup is not known",
+        "config: gates.min_fps stands twice, again in line 5",
+        "config: gates stands twice, again in line 6",
+    ]
 
 
 @pytest.mark.parametrize(

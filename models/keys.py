@@ -1,0 +1,87 @@
+"""Keys of a release's config that nobody would read: unknown ones, and ones that stand twice.
+
+1. A device leaves keys alone that it does not know, since a newer desk may have written them. The desk knows every key
+   there is: here an unknown one is a typing mistake, and what it was to set would not be set.
+2. Of a key that stands twice, YAML's reader takes the last without a word. Which one was meant, nobody knows.
+3. Each key is named by its way from the top, with the key that was probably meant. What is for other programs belongs
+   under `postprocessing:`, which may hold anything.
+"""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+import yaml
+
+from agent.core.release import Config
+
+_ELSEWHERE = "optimization.threads"  # its keys are the backends' names beside this one: models/check.py
+
+
+def unread_keys(content: bytes, tree: object) -> Iterator[str]:
+    """A sentence for each key of a config that nobody would read; `tree` is the content, parsed."""
+    config = msgspec.inspect.type_info(Config)
+    known = [*_known(config), _ELSEWHERE]
+    for at, key, here in _unknown(config, tree):
+        yield f"config: {at}{key} is not known; {_cure(at, key, here, known)}"
+    for path, line in _twice(yaml.compose(content, yaml.SafeLoader), "", set()):
+        yield f"config: {path} stands twice, again in line {line}; the last would count: leave one"
+
+
+def _known(kind: msgspec.inspect.Type, at: str = "") -> Iterator[str]:
+    """The ways to all keys of a type."""
+    for form in _forms(kind):
+        if isinstance(form, msgspec.inspect.StructType):
+            for field in form.fields:
+                yield at + field.encode_name
+                yield from _known(field.type, f"{at}{field.encode_name}.")
+
+
+def _unknown(kind: msgspec.inspect.Type, tree: Any, at: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    """(the way there, key, the keys that are known there) of each key of a tree that its type does not have."""
+    for form in _forms(kind) if isinstance(tree, dict) else ():
+        types: dict[Any, msgspec.inspect.Type]
+        if isinstance(form, msgspec.inspect.DictType):
+            types = dict.fromkeys(tree, form.value_type)
+        elif isinstance(form, msgspec.inspect.StructType):
+            types = {field.encode_name: field.type for field in form.fields}
+        else:
+            continue
+        for key, value in tree.items():
+            if key in types:
+                yield from _unknown(types[key], value, f"{at}{key}.")
+            else:
+                yield at, str(key), list(types)
+
+
+def _forms(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+
+
+def _cure(at: str, key: str, here: list[str], known: list[str]) -> str:
+    """What to do about an unknown key: the nearest one that is known there, or else anywhere."""
+    if near := get_close_matches(key, here, n=1):
+        return f"did you mean {at}{near[0]}?"
+    places = {way.rpartition(".")[2]: way for way in reversed(known)}
+    if near := get_close_matches(key, places, n=1):
+        return f"did you mean {places[near[0]]}?"
+    return f"there are {', '.join(here)}; what is for other programs belongs under postprocessing"
+
+
+def _twice(node: yaml.Node | None, at: str, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """(way, line) of each key that stands in one mapping before; an alias leads to what was seen already."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            yield from _twice(one, at, seen)
+    if isinstance(node, yaml.MappingNode):
+        ways = set[str]()
+        for key, value in node.value:
+            way = f"{at}{key.value}"
+            if way in ways:
+                yield way, key.start_mark.line + 1
+            ways.add(way)
+            yield from _twice(value, f"{way}.", seen)
