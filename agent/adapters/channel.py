@@ -132,15 +132,20 @@ def frames_beside(door: Path) -> Path:
 
 
 def loopback(option: str, address: str) -> tuple[str, int]:
-    """Host and port of an address on this machine alone.
+    """Host and port of an address on this machine alone; of localhost, which may be two, the one of IPv4.
 
     Raises:
         InputError: it is another.
     """
     host, _, port = address.rpartition(":")
     if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdecimal() or not 0 < int(port) < PORTS:
-        raise InputError(f"{option} {address}: give a loopback address and a port, for example 127.0.0.1:8000")
-    return host, int(port)
+        raise InputError(f"{option} {address}: give a loopback address and a port, as 127.0.0.1:PORT")
+    return host.replace("localhost", "127.0.0.1"), int(port)
+
+
+def grpc_address(option: str, address: str) -> str:
+    """An address as gRPC takes it: `unix:PATH`, or host and port; raises as `loopback`."""
+    return address if address.startswith("unix:") else "{}:{}".format(*loopback(option, address))
 
 
 def peer_uid(sock: socket.socket) -> int:

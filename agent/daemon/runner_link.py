@@ -113,9 +113,11 @@ class RunnerLink:
             )
 
     def _last_words(self) -> str:
-        """Why the runner that we started is gone, if it is."""
-        if self._child is None or self._child.returncode in {None, 0}:
+        """Why the runner that we started is gone, if it is; while the next one starts, that still holds."""
+        if self._child is None or self._child.returncode == 0:
             return ""
+        if self._child.returncode is None:
+            return self.last_error
         content = files.read_or_none(Path(self._settings.folder) / LOG) or b""
         lines = content[-LOG_BYTES:].decode(errors="replace").strip().splitlines()
         return f"edge-runner ended: {lines[-1] if lines else 'it said nothing'}"

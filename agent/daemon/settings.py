@@ -12,7 +12,7 @@ from msgspec import Meta, field
 
 from agent.adapters import files
 from agent.adapters.broker import BrokerSettings
-from agent.adapters.channel import loopback
+from agent.adapters.channel import grpc_address, loopback
 from agent.adapters.store import Seconds, StoreSettings
 from agent.core.documents import END, Document, from_yaml
 from agent.core.errors import InputError
@@ -99,7 +99,8 @@ def read_settings(path: Path) -> Settings:
                 f"{path}: {name}: {socket} has more than {SOCKET_BYTES} bytes, too long for a unix socket; "
                 "choose a shorter folder"
             )
-    for name, address in (("runner.tcp", settings.runner.tcp), ("runner.grpc", settings.runner.grpc)):
-        if address is not None and not (name == "runner.grpc" and address.startswith("unix:")):
-            loopback(f"{path}: {name}:", address)
+    if settings.runner.tcp is not None:
+        loopback(f"{path}: runner.tcp:", settings.runner.tcp)
+    if settings.runner.grpc is not None:
+        grpc_address(f"{path}: runner.grpc:", settings.runner.grpc)
     return settings

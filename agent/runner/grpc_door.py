@@ -68,7 +68,7 @@ async def open_grpc(door: Door, addresses: Sequence[str]) -> grpc.aio.Server:
             server.add_insecure_port(address)
         except RuntimeError as error:
             raise InputError(
-                f"--grpc {address}: it is taken, or no address; set another runner.grpc in agent.yaml"
+                f"--grpc {address}: it is taken, or no address; free it, or set another runner.grpc in agent.yaml"
             ) from error
     await server.start()
     for address in addresses:

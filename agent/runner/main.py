@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.adapters.channel import frames_beside, listen, loopback
+from agent.adapters.channel import frames_beside, grpc_address, listen, loopback
 from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
 from agent.core.errors import InputError
 from agent.runner.orders import Runner
@@ -126,9 +126,9 @@ async def grpc_door(runner: Runner, addresses: Sequence[str]) -> list[Any]:
         return []
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # seats are spawned: its hooks would only wait for its threads
     try:
-        for address in addresses:
-            if not address.startswith("unix:"):
-                loopback("--grpc", address)
+        addresses = [grpc_address("--grpc", one) for one in addresses]
+        for path in (one.removeprefix("unix:") for one in addresses if one.startswith("unix:")):
+            listen(Path(path), socket.SOCK_STREAM).close()  # gRPC itself takes the place of whoever listens there
         from agent.runner.grpc_door import open_grpc  # noqa: PLC0415 - an extra, 20 MB that others need not load
 
         return [await open_grpc(runner.door, addresses)]

@@ -1,9 +1,11 @@
 """The agent's line to a runner that it starts itself."""
 
 import asyncio
+import socket
 
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import RunnerSettings
+from tests.fakes.waiting import reached
 
 
 async def test_the_folder_that_the_agent_is_started_in_is_not_believed(tmp_path, monkeypatch):
@@ -21,3 +23,21 @@ async def test_the_folder_that_the_agent_is_started_in_is_not_believed(tmp_path,
         await link.stop_ours()
         keeping.cancel()
     assert link.last_error == ""
+
+
+async def test_why_no_runner_comes_up_is_told_for_as_long_as_that_is_so(tmp_path):
+    """While one after another is started and ends, the reason of the last one stands, and not that nobody is there yet."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        link = RunnerLink(RunnerSettings(folder=str(tmp_path), tcp=address))
+        keeping = asyncio.create_task(link.run())
+        try:
+            await reached(lambda: address in link.last_error, 60)
+            told = set[str]()
+            await reached(
+                lambda: told.add(link.last_error) or (tmp_path / "runner.log").read_text().count(address) > 2, 60
+            )
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+    assert all(f"edge-runner ended: --tcp {address}" in one for one in told), told

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -17,9 +18,8 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from agent.core.errors import InputError
 from agent.core.messages import Done, Look, Unload
-from agent.runner import grpc_door, grpc_messages, main
+from agent.runner import grpc_messages, main
 from agent.runner.door import Door
 from tests.fakes.ports import free_ports
 from tests.runner.conftest import SHAPE, release, runner_in
@@ -378,19 +378,26 @@ def test_the_transcription_is_tritons(line):
             assert (field.name, field.type, field.is_repeated) == (other.name, other.type, other.is_repeated)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:1", "10.0.0.1:8001", "8001", "localhost:x"])
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "10.0.0.1:8001", "8001", "localhost:x", "unix-abstract:door"])
 async def test_an_address_of_the_network_is_refused(address):
     """The door knows no users: it is on this machine alone."""
     with pytest.raises(SystemExit, match="loopback"):
         await main.grpc_door(None, [address])
 
 
-async def test_a_port_that_is_taken_is_told():
-    """Two runners never share a port, each with half of the clients."""
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    first = await grpc_door.open_grpc(Door({}, None), [address])
-    with pytest.raises(InputError, match=f"{address}: it is taken"):
-        await grpc_door.open_grpc(Door({}, None), [address])
+@pytest.mark.parametrize("name", ["127.0.0.1:{port}", "localhost:{port}", "unix:{folder}/s", "unix:{folder}", "unix:"])
+async def test_an_address_that_is_taken_is_told(tmp_path, monkeypatch, name):
+    """Two runners never share an address, each with half of the clients; nor is anything made of a folder."""
+    monkeypatch.chdir(tmp_path)
+    port = free_ports(1)[0]
+    taken = [f"127.0.0.1:{port}", f"unix:{tmp_path}/s"]
+    (first,) = await main.grpc_door(SimpleNamespace(door=Door({}, None)), taken)
+    mode = tmp_path.stat().st_mode
+    with pytest.raises(SystemExit, match=r"taken|another process listens|no socket can be made|another file"):
+        await main.grpc_door(SimpleNamespace(door=Door({}, None)), [name.format(port=port, folder=tmp_path)])
+    assert tmp_path.stat().st_mode == mode
+    async with grpc.aio.insecure_channel(taken[1]) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 10)
     await first.stop(None)
 
 
