@@ -3,16 +3,18 @@
 import sys
 import uuid
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column
 
 from agent.adapters.broker import device_topic, group_topic
 from agent.core.documents import from_json
-from agent.core.errors import InputError, TransferError
-from agent.core.intent import Reply, Verb
+from agent.core.errors import InputError, TransferError, TrustError
+from agent.core.intent import Reply, Verb, Withdrawal
+from agent.core.release import Ref
 from agent.trust.expiry import expiring
 from agent.trust.listing import delta_path, target_path
 from fleet import terminal
@@ -22,6 +24,7 @@ from fleet.export import export
 from fleet.intent_cli import add_intent
 from fleet.keyring import Keyring, check_word
 from fleet.options import add_broker, add_repository, broker, repository, seconds
+from fleet.policy import current_withdrawn
 from fleet.publish import Checked, Publics, newest_base, newest_publics, publish, require_fit
 from fleet.repository import Overtaken, Repository, expiries
 from fleet.watch import Fleet
@@ -153,16 +156,28 @@ def worth(found: Repository, name: str, base: str) -> str:
 def run_list(options: Namespace) -> None:
     """`list`."""
     found = repository(options)
-    table = Table("release", "sha256", "sealed bytes")
+    gone = withdrawn(found)
+    table = terminal.table("release", "sha256", Column("sealed bytes", justify="right"))
     for ref in found.refs():
-        target = found.find(f"releases/{ref.name}.sealed")
-        table.add_row(ref.name, ref.digest[:16], f"{target.length:,}" if target else "")
+        target = found.find(target_path(ref.name))
+        table.add_row(ref.name, ref.digest[:16], "withdrawn" if ref in gone else f"{target.length:,}" if target else "")
     terminal.out.print(table)
+    for ref, one in gone.items():
+        terminal.say(f"{ref}: withdrawn {one.at:%Y-%m-%d}: {one.reason}; no device chooses it")
     now = terminal.now()
     for role, expires in expiries(found):
         left = expires - now
         state = f"expires in {left.days} d {left.seconds // 3600} h" if left > timedelta(0) else "has EXPIRED"
         terminal.say(f"{role}: {state}")
+
+
+def withdrawn(found: Repository) -> Mapping[Ref, Withdrawal]:
+    """What was withdrawn; a list that devices do not believe is told, and hides nothing else."""
+    try:
+        return current_withdrawn(found)
+    except TrustError as error:
+        terminal.warn(f"which releases were withdrawn cannot be told: {error}")
+        return {}
 
 
 def run_export(options: Namespace) -> None:
@@ -172,6 +187,8 @@ def run_export(options: Namespace) -> None:
         names = export(found, options.group, options.release, options.out, now=terminal.now(), tell=tell)
     expires = found.timestamp.signed.expires
     terminal.say(f"{options.out}: {', '.join(names)} for {options.group}")
+    for name in sorted({ref.name for ref in withdrawn(found)}.intersection(names)):
+        terminal.say(f"{name}: was withdrawn; it is in the file, and no device chooses it")
     terminal.say(f"devices take it until {expires.isoformat()}; later, `edge-fleet refresh` and export again")
 
 

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agent.adapters.broker import group_topic
 from agent.core.documents import from_json
 from agent.core.errors import InputError, TrustError
@@ -231,7 +229,7 @@ def show_policy(policy: Policy | None, keys: Iterable[str]) -> None:
     if policy is None:
         terminal.say("no policy: every key of operators may do everything, in every group")
         return
-    table = Table("name", "key", "verbs", "groups", "until")
+    table = terminal.table("name", "key", "verbs", "groups", "until")
     for one in policy.operators:
         until = f"{one.expires:%Y-%m-%d %H:%M} UTC" if one.expires else ""
         ended = "" if is_current(one, terminal.now()) else " (over)"

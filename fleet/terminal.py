@@ -1,4 +1,4 @@
-"""What the command lines share: answers to errors, progress bars, the clock.
+"""What the command lines share: answers to errors, tables, progress bars, the clock.
 
 A user's mistake is one message and exit 2; what cannot be had or believed now is one message and exit 1; what waits
 for signatures of others is one message and exit 3. Anything else is our bug and shows its trace.
@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column, Table
 
 from agent.core.errors import EdgeError, InputError
 from fleet.pending import Unfinished
@@ -61,6 +62,12 @@ def warn(text: str) -> None:
 def now() -> datetime:
     """The time of the desk."""
     return datetime.now(UTC)
+
+
+def table(*columns: Column | str) -> Table:
+    """A table without lines, whose cells are never cut: a terminal of 80 characters is enough."""
+    shown = (one if isinstance(one, Column) else Column(one, overflow="fold") for one in columns)
+    return Table(*shown, box=None, pad_edge=False, header_style="dim")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from rich.table import Column, Table
 from tuf.api.metadata import Role, Root, Targets
 
 from agent.trust.expiry import expiring
+from fleet import terminal
 from fleet.pending import Pending
 from fleet.repository import Repository, expiries
 from fleet.roles import HIGHEST, TOP, delegated
@@ -28,18 +29,13 @@ MAY: Mapping[str, str] = {
 
 def trust_table(repository: Repository) -> Table:
     """Every role: its keys, how many must sign, what they may do, and when it expires."""
-    table = open_table("role", keys_column(), "must sign", "may", "expires")
+    table = terminal.table("role", keys_column(), "must sign", "may", "expires")
     ends = dict(expiries(repository))
     authority = repository.authority
     for name in (*TOP, *delegated(authority.targets)):
         end = f"{ends[name]:%Y-%m-%d}" if name in ends else "with targets"
         table.add_row(*row(name, authority.role(name)), end)
     return table
-
-
-def open_table(*columns: Column | str) -> Table:
-    """A table without lines: a terminal of 80 characters is enough."""
-    return Table(*columns, box=None, pad_edge=False, header_style="dim")
 
 
 def keys_column() -> Column:
@@ -77,12 +73,12 @@ def waiting_tables(pending: Pending) -> Iterable[Table | str]:
     yield f"{pending.kind} {signed.version}, good until {signed.expires:%Y-%m-%d}"
     roles = {name: signed.roles[name] for name in TOP} if isinstance(signed, Root) else delegated(signed)
     if roles:
-        table = open_table("role", keys_column(), "must sign", "may")
+        table = terminal.table("role", keys_column(), "must sign", "may")
         for name, role in roles.items():
             table.add_row(*row(name, role))
         yield table
     if isinstance(signed, Targets) and signed.targets:
-        table = open_table("lists", "sha256")
+        table = terminal.table("lists", "sha256")
         for path, target in sorted(signed.targets.items()):
             table.add_row(path, target.hashes.get("sha256", "")[:SHOWN])
         yield table

@@ -16,7 +16,7 @@ from provisioning import rotation
 from provisioning.keys import init_keys, name_key, new_key, new_passphrase
 from provisioning.options import add_folder, add_passphrase, add_store, open_place, repository
 from provisioning.standing import carry_over, leave_all
-from provisioning.trust import SHOWN, burnt, open_table, signed_words, trust_table, waiting_tables, warnings
+from provisioning.trust import SHOWN, burnt, signed_words, trust_table, waiting_tables, warnings
 
 
 def add_keys(nouns: Any) -> None:
@@ -131,7 +131,7 @@ def run_show(options: Namespace) -> None:
     """`keys show`."""
     if not options.folder.is_dir():
         raise InputError(f"{options.folder}: no such folder; make one with `edge-provision keys init`")
-    table = open_table("role", "file", "key", "signs")
+    table = terminal.table("role", "file", "key", "signs")
     keyring = Keyring(options.folder)
     for role in [*ROLES, *(role for role in keyring.roles() if role not in ROLES)]:
         for path in keyring.files(role):

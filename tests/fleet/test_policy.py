@@ -267,6 +267,20 @@ def test_a_withdrawal_is_what_devices_read(desk):
         withdraw(desk, NEW)
 
 
+def test_what_was_withdrawn_is_marked_where_it_is_named(desk, capsys, tmp_path):
+    """Whoever lists or exports sees it, with the reason, in rows that a narrow terminal leaves whole."""
+    moved(desk, NEW)
+    desk.publish(OLD)
+    withdraw(desk, OLD)
+    assert fleet(desk, "list") == 0
+    rows = {line.split()[0]: line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    assert f"{OLD}: withdrawn 2026-11-01: sees ghosts" in rows[f"{OLD}:"]
+    assert rows[OLD].endswith("withdrawn")
+    assert not rows[NEW].endswith("withdrawn")
+    assert fleet(desk, "export", "--group", "g1", "--out", str(tmp_path / "x.zip"), "--release", OLD) == 0
+    assert f"{OLD}: was withdrawn" in capsys.readouterr().out
+
+
 def test_one_critical_key_withdraws_nothing(desk):
     """The threshold of the role holds at the desk, too."""
     (desk.keyring.folder / "roles/operators-critical-2.pem").unlink()
