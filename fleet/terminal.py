@@ -72,9 +72,9 @@ def table(*columns: Column | str) -> Table:
 
 @contextmanager
 def bars() -> Iterator[Tell]:
-    """A progress bar per step, on standard error."""
+    """A progress bar per step, on standard error where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
 
         def tell(step: str, done: int, total: int) -> None:
@@ -87,9 +87,9 @@ def bars() -> Iterator[Tell]:
 
 @contextmanager
 def count(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of things that are counted, on standard error."""
+    """A progress bar of things that are counted, on standard error where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=err)
+    progress = Progress(*columns, console=err, disable=not err.is_terminal)
     task = progress.add_task(what, total=None)
 
     def tell(done: int, total: int) -> None:

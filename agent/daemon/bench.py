@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from agent.adapters.ledger import Ledger
 from agent.adapters.packets import close_all
 from agent.core.candidate import Candidate, Evidence, Failure, Latency, judge
@@ -27,7 +29,9 @@ RUNS = 100
 class Measured(Document):
     """One candidate's figures, and the gate it misses, if any."""
 
+    release: str  # its name
     candidate: Candidate
+    version: str = ""  # of its backend: runtime, driver and device
     evidence: Evidence | None = None
     failure: Failure | None = None
 
@@ -73,6 +77,8 @@ class Bench:
 
     async def _measure(self, slot: str, place: Place, release: ReleaseRecord, device: Device) -> Measured:
         assert release.config is not None
+        version = "".join(one.version for one in device.found if one.backend is place.candidate.backend)
+        measured = Measured(release=place.ref.name, candidate=place.candidate, version=version)
         try:
             await self.steps.hold(place.ref)
             await self.runner.ask(Load(slot=slot + SHADOW, place=place))
@@ -80,12 +86,11 @@ class Bench:
             reply, engine = await self.runner.ask(order)
             close_all(engine)
         except BackendError as error:
-            return Measured(candidate=place.candidate, failure=Failure.of(error))
+            return replace(measured, failure=Failure.of(error))
         finally:
             await self._end(slot + SHADOW, place)
         assert isinstance(reply, Tried), reply
-        failure = judge(reply.evidence, release.config.gates)
-        return Measured(candidate=place.candidate, evidence=reply.evidence, failure=failure)
+        return replace(measured, evidence=reply.evidence, failure=judge(reply.evidence, release.config.gates))
 
     async def _end(self, slot: str, place: Place) -> None:
         with contextlib.suppress(BackendError, TransferError):

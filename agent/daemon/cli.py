@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID
 
 from agent import VERSION
-from agent.adapters import files
+from agent.adapters import files, host
 from agent.adapters.service import leave_no_dump
 from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError
@@ -172,14 +172,16 @@ def bench(arguments: argparse.Namespace) -> int:
         with files.saying_why(arguments.write):
             arguments.write.mkdir(parents=True, exist_ok=True)
     found = asked(settings, Verb.BENCH, arguments.slot, BENCH_S)["measured"]
+    where = {"device": settings.device, "hardware": host.hardware(), "agent": VERSION}
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({**where, "measured": found}, indent=2))
     for slot, tree in found.items():
         measured = from_tree(tuple[Measured, ...], tree, "bench")
         if not arguments.json:
-            Console().print(show.bench(slot, measured))
+            Console().print(show.bench(f"{settings.device}, {where['hardware']}", measured))
         if arguments.write is not None:
-            files.write_durably(arguments.write / f"{slot}.json", json.dumps(tree, indent=2).encode())
+            content = json.dumps({**where, "measured": {slot: tree}}, indent=2)
+            files.write_durably(arguments.write / f"{slot}.json", content.encode())
             plot.draw(f"{slot} on {settings.device}", measured, arguments.write / f"{slot}.png")
     return 0
 
@@ -222,7 +224,8 @@ def follow(settings: Settings, has_ended: Callable[[State], bool]) -> State:
     Raises:
         TransferError: no agent is at work.
     """
-    with Progress("{task.description}", BarColumn(), DownloadColumn(), console=Console(stderr=True)) as bars:
+    console, columns = Console(stderr=True), (BarColumn(), DownloadColumn())
+    with Progress("{task.description}", *columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
         while True:
             state = read_state(settings)
@@ -251,8 +254,7 @@ def examine(arguments: argparse.Namespace) -> int:
     for finding in doctor.examine(read_settings(arguments.config)):
         optional = finding.what.startswith("backend")
         mark = "[green]✓[/]" if finding.fine else "[dim]-[/]" if optional else "[red]✗[/]"
-        console.print(f"{mark} {finding.what:<18} ", end="")
-        console.print(finding.says, markup=False, highlight=False)
+        console.print(show.finding(mark, finding.what, finding.says))
         needed = needed and (finding.fine or optional)
     return 0 if needed else 1
 

@@ -1,4 +1,4 @@
-"""What `edge-agent status`, `why` and `bench` print."""
+"""What `edge-agent status`, `why`, `bench` and `doctor` print, in 80 columns or more."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -7,11 +7,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agent.core.candidate import Candidate, Evidence, Failure
+from agent.core.candidate import Evidence, Failure
 from agent.daemon.bench import Measured
 from agent.daemon.state import SlotState, State
 
 STALE_S = 10.0  # the daemon writes its state every second
+WHAT = 18  # characters: the longest thing that the doctor looks at
 GOOD, BAD, DIM = "green", "red", "dim"
 
 
@@ -116,17 +117,16 @@ def why(state: State, names: Iterable[str]) -> RenderableType:
     parts: list[RenderableType] = [Text(f"! {what}", style=BAD) for what in troubles(state)]
     for name in names:
         slot = state.slots[name]
-        parts += [Text(reason_of(slot)), evidence_table(slot), Text(proof_of(slot), style=DIM)]
+        parts += [Text(reason_of(slot)), evidence_tables(slot), Text(proof_of(slot), style=DIM)]
         parts += [
             Text(f"rejected {one.ref.name} ({one.failure.kind}): {one.failure.reason}", style=BAD)
             for one in slot.rejections
         ]
-    told = [one for one in state.events if one.slot in {*names, ""}][-12:]
-    lines = [
-        f"{one.at:%H:%M:%S} {one.kind:<10} {one.release} {one.candidate} {one.outcome} {one.reason}".rstrip()
-        for one in told
-    ]
-    return Group(*parts, Text("\n".join(lines), style=DIM))
+    events = Table.grid(padding=(0, 1))
+    for one in [one for one in state.events if one.slot in {*names, ""}][-12:]:
+        words = " ".join(filter(None, (one.release, one.candidate, one.outcome, one.reason)))
+        events.add_row(f"{one.at:%H:%M:%S}", one.kind, Text(words, overflow="fold"), style=DIM)
+    return Group(*parts, events)
 
 
 def reason_of(slot: SlotState) -> str:
@@ -160,14 +160,14 @@ def proof_of(slot: SlotState) -> str:
     )
 
 
-def evidence_table(slot: SlotState) -> Table:
-    """What was measured of each candidate."""
-    table = figures_table()
+def evidence_tables(slot: SlotState) -> RenderableType:
+    """What was measured of each candidate, release by release."""
+    tables: dict[str, Table] = {}
     for one in sorted(slot.trials, key=lambda one: (one.place.ref.name, -speed_of(one.evidence))):
         serves = (one.place.ref.digest, str(one.place.candidate)) == (slot.digest, slot.candidate)
-        name = f"{'> ' if serves else ''}{short(one.place.ref.name, slot.slot)}"
-        add_figures(table, name, one.place.candidate, one.evidence, one.failure)
-    return table
+        table = tables.setdefault(one.place.ref.name, figures_table())
+        add_figures(table, f"{'>' if serves else ' '} {one.place.candidate}", one.evidence, one.failure)
+    return Group(*(part for name, table in tables.items() for part in (Text(name), table)))
 
 
 def speed_of(evidence: Evidence | None) -> float:
@@ -175,39 +175,45 @@ def speed_of(evidence: Evidence | None) -> float:
     return evidence.fps if evidence is not None else 0.0
 
 
-def bench(slot: str, measured: Iterable[Measured]) -> Table:
-    """A row for each candidate, fastest first."""
-    table = figures_table()
-    for one in sorted(measured, key=lambda one: -speed_of(one.evidence)):
-        add_figures(table, slot, one.candidate, one.evidence, one.failure)
-    return table
+def bench(where: str, measured: Iterable[Measured]) -> RenderableType:
+    """The release, and a row for each candidate, fastest first."""
+    table, rows = figures_table(), sorted(measured, key=lambda one: -speed_of(one.evidence))
+    for one in rows:
+        add_figures(table, f"  {one.candidate}", one.evidence, one.failure)
+    return Group(Text(f"{rows[0].release if rows else 'nothing'} on {where}"), table)
 
 
 def figures_table() -> Table:
     """The columns of measured figures."""
     table = Table(box=None, pad_edge=False, header_style=DIM)
-    for name in ("release", "candidate"):
-        table.add_column(name, overflow="fold")
+    table.add_column("candidate", overflow="fold")
     for name in ("FPS", "p50", "p99 ms", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold", ratio=1)
     return table
 
 
-def add_figures(
-    table: Table, name: str, candidate: Candidate, evidence: Evidence | None, failure: Failure | None
-) -> None:
+def add_figures(table: Table, name: str, evidence: Evidence | None, failure: Failure | None) -> None:
     """One row of measured figures."""
     verdict = Text(f"{failure.kind}: {failure.reason}", style=BAD) if failure else Text("passed", style=GOOD)
     latency = evidence.latency_ms if evidence is not None else None
     if evidence is None or latency is None:
-        table.add_row(name, str(candidate), "", "", "", "", verdict)
+        table.add_row(name, "", "", "", "", verdict)
         return
     if failure is None:
         worst = max((one.max_abs for one in evidence.deviations), default=0.0)
         verdict.append(f", {worst:.2g} off golden", style=DIM)
     figures = (evidence.fps, latency.p50, latency.p99, evidence.memory_mb)
-    table.add_row(name, str(candidate), *(f"{figure:.1f}" for figure in figures), verdict)
+    table.add_row(name, *(f"{figure:.1f}" for figure in figures), verdict)
+
+
+def finding(mark: str, what: str, says: str) -> Table:
+    """One line of the doctor's; what does not fit goes on below its beginning."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1)
+    table.add_column(width=WHAT)
+    table.add_row(mark, what, Text(says, overflow="fold"))
+    return table
 
 
 def ago(seconds: float) -> str:

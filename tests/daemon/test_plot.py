@@ -9,11 +9,14 @@ from agent.core.errors import InputError, Kind
 from agent.daemon import plot
 from agent.daemon.bench import Measured
 
+RELEASE = "face_detection_retinaface_widerface_20250628"
+
 
 def measured(backend, p50, spread=1.5, failure=None, **more):
     latency = Latency(mean=p50, std=0.1, p50=p50, p95=p50 * spread, p99=p50 * spread**2)
     candidate = Candidate(backend=backend, threads=2, **more)
     return Measured(
+        release=RELEASE,
         candidate=candidate,
         evidence=Evidence(candidate=candidate, key="", latency_ms=latency, fps=1000 / p50),
         failure=failure,
@@ -22,7 +25,9 @@ def measured(backend, p50, spread=1.5, failure=None, **more):
 
 OUT = Failure(kind=Kind.PARITY, reason="output y is 3 away from its golden reference")
 SLOW, FAST = measured(Backend.CPU, 8.0), measured(Backend.OPENVINO, 2.0)
-NEVER = Measured(candidate=Candidate(backend=Backend.CUDA), failure=Failure(kind=Kind.BACKEND, reason="no GPU"))
+NEVER = Measured(
+    release=RELEASE, candidate=Candidate(backend=Backend.CUDA), failure=Failure(kind=Kind.BACKEND, reason="no GPU")
+)
 
 
 def drawn(tmp_path, *rows):

@@ -120,6 +120,7 @@ def test_a_bench_measures_every_backend_beside_what_serves(line):
     said = outcome(line, line.command(line.cam, "bench"))
     camera.end()
     measured = said["result"]["measured"][SLOT]
+    assert all(one["release"].startswith(SLOT) for one in measured)
     assert {one["candidate"]["backend"] for one in measured} == {"openvino", "cpu"}
     assert all(one["evidence"]["fps"] > 0 for one in measured)
     assert (camera.failures, camera.wrong) == ([], [])

@@ -49,8 +49,13 @@ def test_the_fastest_precision_of_a_release_serves(plant, tmp_path):
 
     done = command(device, "bench", "--write", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    figures = {one["candidate"].get("precision", "fp32") for one in json.loads((tmp_path / f"{SLOT}.json").read_text())}
-    assert figures == {"fp32", "fp16", "int8"}
+    figures = json.loads((tmp_path / f"{SLOT}.json").read_text())
+    assert figures["device"]
+    assert figures["hardware"]
+    rows = {one["candidate"].get("precision", "fp32"): one for one in figures["measured"][SLOT]}
+    assert set(rows) == {"fp32", "fp16", "int8"}
+    assert {one["release"] for one in rows.values()} == {ONE}
+    assert all(one["version"] for one in rows.values())
     assert (tmp_path / f"{SLOT}.png").read_bytes().startswith(b"\x89PNG")
     told = command(device, "why").stdout
     assert "what serves was measured at" in told
