@@ -187,7 +187,7 @@ def public_key(path: Path) -> ec.EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(read(path, "bring the key"))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a public key (PEM): {error}") from error
+        raise InputError(f"{path}: not a public key in PEM; `openssl pkey -pubout` makes one") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError(f"{path}: not a P-256 key; make it with edge-provision")
     return key

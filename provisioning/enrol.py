@@ -62,8 +62,9 @@ def enrol(  # noqa: PLR0913  who joins what, where, and with which settings
     check_word("device", device)
     root, epochs, signers = keyring.root(), keyring.privates(group), keyring.signers("grants")
     refuse_existing(out / name for name in FILES)
+    given, is_new_folder = public_key(key) if key is not None else None, not out.exists()
     make_folder(out)
-    public = public_key(key) if key is not None else new_device_key(out / "device.key")
+    public = given or new_device_key(out / "device.key")
     is_new = device not in enrolled(keyring, group)
     write_down(keyring, group, {device: public})
     count = next_count(keyring, group, now)
@@ -72,6 +73,8 @@ def enrol(  # noqa: PLR0913  who joins what, where, and with which settings
     except EdgeError:
         if key is None:
             (out / "device.key").unlink(missing_ok=True)  # nobody was told of it: the folder can be used again
+        if is_new_folder:
+            out.rmdir()
         if is_new:
             strike_out(keyring, group, device)
         raise

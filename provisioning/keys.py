@@ -107,8 +107,10 @@ def init_group(keyring: Keyring, group: str, passphrase: str | None = None) -> i
     """The first epoch of a new group: 1.
 
     Raises:
-        InputError: the group exists, or its name cannot be one.
+        InputError: the group exists, its name cannot be one, or the keyring is no folder.
     """
+    if not keyring.folder.is_dir():
+        raise InputError(f"{keyring.folder}: no such folder; make one with `edge-provision keys init`")
     if check_word("group", group) in keyring.groups():
         raise InputError(f"group {group}: it has keys already, and they are kept")
     return add_epoch(keyring, group, 1, passphrase)

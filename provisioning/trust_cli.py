@@ -131,8 +131,13 @@ def run_show(options: Namespace) -> None:
     """`keys show`."""
     if not options.folder.is_dir():
         raise InputError(f"{options.folder}: no such folder; make one with `edge-provision keys init`")
-    table = terminal.table("role", "file", "key", "signs")
     keyring = Keyring(options.folder)
+    if not keyring.roles() and not keyring.groups():
+        raise InputError(
+            f"{options.folder}: holds no keys; name the folder with roles/ and groups/, or make them with "
+            "`edge-provision keys init`"
+        )
+    table = terminal.table("role", "file", "key", "signs")
     for role in [*ROLES, *(role for role in keyring.roles() if role not in ROLES)]:
         for path in keyring.files(role):
             table.add_row(role, path.name, *shown(path))

@@ -167,6 +167,7 @@ PROVISION = [
     ("keys init", 2, "required: folder"),
     ("keys show nowhere", 2, "make one with `edge-provision keys init`"),
     ("keys show device/agent.yaml", 2, "no such folder"),
+    ("keys show store", 2, "holds no keys"),
     ("keys show", 2, "required: folder"),
     # store
     (f"store init {HERE}", 2, "holds a repository already"),
@@ -177,7 +178,8 @@ PROVISION = [
     ("group init g1 --keys keys", 2, "has keys already"),
     ("group init ../g --keys keys", 2, "group '../g'"),
     ("group init groups --keys keys", 2, "group 'groups'"),
-    ("group init g2 --keys device/agent.yaml", 2, "choose another folder"),
+    ("group init g2 --keys device/agent.yaml", 2, "no such folder"),
+    ("group init g2 --keys nowhere", 2, "make one with `edge-provision keys init`"),
     ("group init g2", 2, "required: --keys"),
     ("group init g2 --encrypt --keys keys", 2, "set EDGE_KEY_PASSPHRASE"),
     (f"group rotate g9 {HERE}", 2, "make it with `edge-provision group init`"),
@@ -194,7 +196,7 @@ PROVISION = [
     (f"device enrol cam/1 --group g1 --out new {HERE}", 2, "device 'cam/1'"),
     (f"device enrol cam-2 --group g9 --out new {HERE}", 2, "make it with `edge-provision group init`"),
     (f"device enrol cam-2 --group g1 --out device/agent.yaml {HERE}", 2, "choose another folder"),
-    (f"device enrol cam-2 --group g1 --out new --public-key keys/root.json {HERE}", 2, "not a public key"),
+    (f"device enrol cam-2 --group g1 --out new --public-key keys/root.json {HERE}", 2, "`openssl pkey -pubout`"),
     (f"device enrol cam-2 --group g1 --out new --broker nonsense {HERE}", 2, "write mqtt://host:port"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/store --keys nowhere", 2, "root.json"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/keys/root.json --keys keys", 1, "root.json"),
@@ -258,8 +260,9 @@ def check(call, desk, capsys, words, code, answer):
 
 
 def content(desk):
-    """Every file but what a desk has seen, and its bytes."""
-    return {path: path.read_bytes() for path in desk.rglob("*") if path.is_file() and "seen" not in path.parts}
+    """Every file but what a desk has seen, and its bytes; and every folder."""
+    found = (path for path in desk.rglob("*") if not {"seen", "pending"} & set(path.parts))
+    return {path: path.read_bytes() if path.is_file() else b"" for path in found}
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"device": "x"}', b"\xff\xfe"])
