@@ -1,5 +1,6 @@
 """`edge-fleet`: the operator's desk on the command line. What should run, and who says so: intent_cli.py."""
 
+import os
 import sys
 import uuid
 from argparse import ArgumentParser, Namespace
@@ -47,7 +48,10 @@ def make_parser() -> ArgumentParser:
 
     one = commands.add_parser("publish", help="check, seal, sign and upload a release")
     one.add_argument("name", help="the release, e.g. face_detection_retinaface_widerface_20250628")
-    one.add_argument("--folder", type=Path, default=Path("models"), help="with weights/, metadata/ and configs/")
+    one.add_argument(
+        "--folder", type=Path, default=Path(os.environ.get("EDGE_MODELS") or "models"),
+        help="with weights/, metadata/ and configs/; default: EDGE_MODELS, else models",
+    )  # fmt: skip
     one.add_argument("--group", action="append", help="who may read it; repeat; default: every group known here")
     deltas = one.add_mutually_exclusive_group()
     deltas.add_argument(
@@ -110,7 +114,9 @@ def run_publish(options: Namespace) -> None:
     from models.check import check_release  # noqa: PLC0415  brings ONNX along, which no other command needs
 
     if not options.folder.is_dir():
-        raise InputError(f"{options.folder}: no such folder; --folder names the one with weights/, metadata/, configs/")
+        raise InputError(
+            f"{options.folder}: no such folder; --folder or EDGE_MODELS names the one with weights/ and the rest"
+        )
     found = repository(options)
     checked = check_release(options.folder, options.name)
     for note in checked.notes:
@@ -215,12 +221,15 @@ def run_command(options: Namespace) -> None:
         link.publish(topic, signed, expiry_s=int(LIFETIME.total_seconds()))
         terminal.say(f"{scope}: {options.verb} sent as {command_id}")
         if options.wait:
-            show_replies(link, one_device=options.device is not None)
+            terminal.say(f"waiting {REPLY_S:.0f} s at most for {'its last word' if options.device else 'answers'}")
+            show_replies(link, scope, one_device=options.device is not None)
 
 
-def show_replies(link: Broker, *, one_device: bool) -> None:
+def show_replies(link: Broker, scope: str, *, one_device: bool) -> None:
     """Prints replies; of one device until its last word, of a group until the time is over."""
+    is_heard = False
     for topic, payload in link.messages(REPLY_S):
+        is_heard = True
         reply = from_json(Reply, payload, topic)
         words = [topic.split("/")[2], reply.status, reply.reason, *(f"{k}={v}" for k, v in reply.result.items())]
         terminal.say(" ".join(word for word in words if word))
@@ -228,8 +237,13 @@ def show_replies(link: Broker, *, one_device: bool) -> None:
             if reply.status != "done":
                 raise TransferError(f"the command ended as {reply.status}: {reply.reason}")
             return
+    if not is_heard:
+        raise TransferError(
+            f"{scope}: nobody answered within {REPLY_S:.0f} s: away, or unknown at this broker; `edge-fleet watch` "
+            f"lists whom it knows. Who comes within {LIFETIME.total_seconds() / 60:.0f} min still takes the command"
+        )
     if one_device:
-        raise TransferError(f"no last word within {REPLY_S:.0f} s; the device may be away: watch it")
+        raise TransferError(f"{scope}: no last word within {REPLY_S:.0f} s; `edge-fleet watch` shows what it does")
 
 
 def run_watch(options: Namespace) -> None:

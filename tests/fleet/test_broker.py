@@ -1,6 +1,7 @@
 """The desk's connection, against a real broker."""
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -92,11 +93,23 @@ def test_a_command_for_a_group_goes_to_the_group(desk, mosquitto):
     assert len(device.commands) == 1
 
 
-def test_a_silent_device_is_told_of(desk, mosquitto, capsys, monkeypatch):
-    """No answer is not a success."""
-    monkeypatch.setattr(cli, "REPLY_S", 0.2)
-    assert command(desk, mosquitto, "sync", "--device", "cam-7", "--wait") == 1
-    assert "no last word" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("whom", "replies", "answer"),
+    [
+        (("--device", "cam-7"), ["accepted"], "device:cam-7: no last word within"),
+        (("--device", "cam-9"), [], "device:cam-9: nobody answered within"),
+        (("--group", "g2"), [], "group:g2: nobody answered within"),
+    ],
+)
+def test_a_silent_device_is_told_of(desk, mosquitto, capsys, monkeypatch, whom, replies, answer):
+    """No answer is not a success; what is waited for is said at once, and where to look at the end."""
+    monkeypatch.setattr(cli, "REPLY_S", 2.0 if replies else 0.2)
+    with Device(mosquitto, "cam-7", *replies) if replies else nullcontext():
+        assert command(desk, mosquitto, "sync", *whom, "--wait") == 1
+    said = capsys.readouterr()
+    assert "s at most for" in said.out
+    assert answer in said.err
+    assert "`edge-fleet watch`" in said.err
 
 
 def test_a_refused_publish_is_an_error(tmp_path, new_broker):

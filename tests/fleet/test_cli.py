@@ -13,11 +13,12 @@ from tests.fleet.desk import NEW, NOW, checked
 
 
 @pytest.fixture
-def models(monkeypatch):
-    """A models folder that holds one good release."""
+def models(monkeypatch, tmp_path):
+    """A models folder that holds one good release; EDGE_MODELS names it."""
+    monkeypatch.setenv("EDGE_MODELS", str(tmp_path))
 
     def check_release(folder, name):
-        if name != NEW:
+        if name != NEW or folder != tmp_path:
             raise InputError(f"{name}: no weights in {folder}")
         return checked(name)
 
