@@ -20,7 +20,7 @@ from agent.adapters.channel import frames_beside
 from agent.adapters.memory_file import arena, map_for_reading
 from agent.adapters.packets import Packets, close_all
 from agent.core.errors import TransferError
-from agent.core.messages import Infer, Inferred, SeatRan
+from agent.core.messages import BODY_BYTES, Infer, Inferred, SeatRan
 from client.answer import Answer, RequestError
 
 DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
@@ -46,7 +46,7 @@ def frames_path(address: str) -> Path:
     Raises:
         RequestError: it is not the address of a unix socket.
     """
-    kind, _, path = address.partition(":")
+    kind, _, path = str(address).partition(":")
     if kind != "unix" or not path:
         raise RequestError(f"address {address!r}: give the door's unix socket, for example {DOOR!r}")
     return frames_beside(Path(path))
@@ -77,9 +77,14 @@ class Lane:
         """The request for a frame, whose tensors lie in the lane.
 
         Raises:
-            RequestError: it holds something other than numbers.
+            RequestError: the slot is none, or the frame holds something other than numbers, or too many.
         """
-        self.request = Infer(slot=slot, lane=self.number, inputs=self._request.put(tensors(frame)), bell=True)
+        arrays = tensors(frame)
+        if type(slot) is not str:
+            raise RequestError(f"slot {slot!r}: name a model of this device, for example 'face_detection'")
+        if (size := sum(one.nbytes for one in arrays.values())) > BODY_BYTES:
+            raise RequestError(f"the frame has {size} bytes, and a request {BODY_BYTES} at most: ask with fewer images")
+        self.request = Infer(slot=slot, lane=self.number, inputs=self._request.put(arrays), bell=True)
         return self.request
 
     def ring(self) -> bool:

@@ -1,4 +1,4 @@
-"""Keys of a release's config that nobody would read: unknown ones, and ones that stand twice.
+"""What nobody would read in a release's config: unknown keys, keys that stand twice, and words that are none.
 
 1. A device leaves keys alone that it does not know, since a newer desk may have written them. The desk knows every key
    there is: here an unknown one is a typing mistake, and what it was to set would not be set.
@@ -25,6 +25,8 @@ def unread_keys(content: bytes, tree: object) -> Iterator[str]:
     known = [*_known(config), _ELSEWHERE]
     for at, key, here in _unknown(config, tree):
         yield f"config: {at}{key} is not known; {_cure(at, key, here, known)}"
+    for way, word, words in _strange(config, tree):
+        yield f"config: {way} {word!r}: one of {', '.join(map(str, words))}"
     for path, line in _twice(yaml.compose(content, yaml.SafeLoader), "", set()):
         yield f"config: {path} stands twice, again in line {line}; the last would count: leave one"
 
@@ -53,6 +55,20 @@ def _unknown(kind: msgspec.inspect.Type, tree: Any, at: str = "") -> Iterator[tu
                 yield from _unknown(types[key], value, f"{at}{key}.")
             else:
                 yield at, str(key), list(types)
+
+
+def _strange(kind: msgspec.inspect.Type, tree: Any, way: str = "") -> Iterator[tuple[str, object, tuple[object, ...]]]:
+    """(way, word, the words that are known there) of each word of a tree that is none of its type's."""
+    for form in _forms(kind):
+        if isinstance(form, msgspec.inspect.LiteralType) and isinstance(tree, str) and tree not in form.values:
+            yield way, tree, form.values
+        if isinstance(form, msgspec.inspect.VarTupleType) and isinstance(tree, list):
+            for one in tree:
+                yield from _strange(form.item_type, one, way)
+        if isinstance(form, msgspec.inspect.StructType) and isinstance(tree, dict):
+            for field in form.fields:
+                if field.encode_name in tree:
+                    yield from _strange(field.type, tree[field.encode_name], f"{way}.{field.encode_name}".strip("."))
 
 
 def _forms(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:

@@ -20,6 +20,7 @@ from agent.core.release import Config, Ref
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 
 PROTOCOL = 1
+BODY_BYTES = 128 * 1024**2  # of a request's inputs: eight 1280 x 1280 float frames are 157 MB as text, 126 MB as bytes
 MESSAGE_BYTES = 128 * 1024  # one packet; evidence of one candidate is about 2 KB, facts of eight slots 20 KB
 
 

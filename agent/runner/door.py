@@ -22,11 +22,11 @@ import msgspec
 
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
-from agent.core.messages import Place, SeatRan, Slice
+from agent.core.messages import BODY_BYTES, Place, SeatRan, Slice
 from agent.runner.answers import Answered, Asked
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, write_head
-from agent.runner.intake import BODY_BYTES, check_lengths, receive
+from agent.runner.intake import check_lengths, receive
 from agent.runner.lanes import Lane
 from agent.runner.metrics import CONTENT_TYPE, exposition
 from agent.runner.open_inference import (

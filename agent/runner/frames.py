@@ -25,12 +25,11 @@ from agent.adapters.channel import Channel
 from agent.adapters.memory_file import is_arena, size
 from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
-from agent.core.messages import Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
+from agent.core.messages import BODY_BYTES, Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
 from agent.runner.answers import Asked
 from agent.runner.door import Door, status_of
 from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
-from agent.runner.intake import BODY_BYTES
 from agent.runner.lanes import LANES, Pair
 from agent.runner.open_inference import NAMES, InputTensor, check_request
 from agent.runner.slots import Slot

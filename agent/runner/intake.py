@@ -13,14 +13,13 @@ import numpy as np
 
 from agent.adapters.arena import ALIGNMENT
 from agent.core.errors import InputError
-from agent.core.messages import Slice
+from agent.core.messages import BODY_BYTES, Slice
 from agent.runner.http_head import HttpError, RequestHead
 from agent.runner.lanes import Lane
 from agent.runner.open_inference import DATATYPES, Request, read_request
 from agent.runner.regions import Regions
 from agent.runner.wire import Wire
 
-BODY_BYTES = 128 * 1024**2  # a batch of eight 1280 x 1280 float frames is 157 MB as text, 126 MB as bytes
 JSON_BYTES = 16 * 1024**2  # reading 16 MB of numbers holds up every other client for 0.2 s
 JSON_LENGTH = "inference-header-content-length"
 GZIP_OR_ZLIB = 47  # zlib's window bits: 15, and 32 to tell the two apart

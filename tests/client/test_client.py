@@ -104,6 +104,7 @@ async def test_inputs_may_be_named(client, served, x):
         (np.array(["text"]), "give numbers"),
         (np.zeros((0, 3, 8, 8), np.float32), "[0, 3, 8, 8]"),
         ({}, "['x']"),
+        (np.broadcast_to(np.float32(0), (16, 1024, 1024, 3)), "a request 134217728 at most: ask with fewer images"),
     ],
 )
 async def test_a_wrong_frame_is_told_what_would_be_right(client, served, x, frame, says):
@@ -118,6 +119,8 @@ async def test_an_unknown_model_is_told_with_those_that_are_here(client, served,
     """A slip in a name is the caller's to mend."""
     with pytest.raises(RequestError, match=served):
         await asyncio.to_thread(client.infer, "nothing", x)
+    with pytest.raises(RequestError, match="slot None: name a model"):
+        await asyncio.to_thread(client.infer, None, x)
 
 
 async def test_no_model_now_is_not_the_callers_fault(agent, client, slot, x):
@@ -131,8 +134,9 @@ def test_nobody_at_the_address(tmp_path, x):
     """Where no runner is the error says where it was looked for; an address that is none is told at once."""
     with Client(f"unix:{tmp_path}/door.sock") as client, pytest.raises(UnavailableError, match=r"frames\.sock"):
         client.infer("a", x)
-    with pytest.raises(RequestError, match="unix:"):
-        Client("http://127.0.0.1:8000")
+    for address in ("http://127.0.0.1:8000", None):
+        with pytest.raises(RequestError, match="unix:"):
+            Client(address)
 
 
 async def test_tasks_ask_side_by_side(shared, served, x):
