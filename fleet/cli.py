@@ -137,7 +137,7 @@ def bases_of(found: Repository, options: Namespace, groups: Publics) -> list[Che
     from models.folder import open_folder  # noqa: PLC0415
 
     if options.delta_from:
-        return [check_release(options.folder, name) for name in options.delta_from]
+        return [base_of(found, options.folder, name) for name in options.delta_from]
     name = newest_base(found, options.name, open_folder(options.folder).releases())
     if name is None:
         return []
@@ -148,6 +148,17 @@ def bases_of(found: Repository, options: Namespace, groups: Publics) -> list[Che
         terminal.say(f"no delta from {name}: {error}")
         return []
     return [base]
+
+
+def base_of(found: Repository, folder: Path, name: str) -> Checked:
+    """A published release that a delta is made from; raises InputError where it is none, or its files are not here."""
+    from models.check import check_release  # noqa: PLC0415  as in `run_publish`
+
+    try:
+        return check_release(folder, name)
+    except InputError as error:
+        found.ref(name)  # that nobody published it says more than which files of it are missing
+        raise InputError(f"--delta-from {name}: its files are needed here as they were published. {error}") from error
 
 
 def worth(found: Repository, name: str, base: str) -> str:

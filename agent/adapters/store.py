@@ -184,12 +184,12 @@ class FileStore(Store):
                 raise Missing(f"{key}: it is a link out of {self.root}; put the file itself there")
             number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise Missing(f"{key}: not in {self.root}") from error
+            raise Missing(f"{path}: no such file") from error
         except (OSError, RuntimeError) as error:
             raise TransferError(f"{path}: cannot be opened ({error}): check its owner and mode") from error
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
-            raise Missing(f"{key}: not a file in {self.root}")
+            raise Missing(f"{path}: a folder or a device, not a file")
         return number
 
 

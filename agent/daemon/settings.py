@@ -86,7 +86,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InputError: it is not there, not YAML, or a key is missing, unknown or of another type.
     """
-    cure = "`edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
+    cure = "give the file agent.yaml: `edge-provision device enrol` writes one, docs/agent.example.yaml explains it"
     content = files.read_needed(path, cure)
     try:
         settings = from_yaml(Settings, content, str(path))

@@ -249,6 +249,24 @@ def test_bases_can_be_named(desk, folder, capsys):
     assert f"delta from {OLD}: " in said
 
 
+def test_a_named_base_without_its_files_is_told_as_what_it_is(desk, folder, capsys, monkeypatch):
+    """A name that nobody published, or a release whose files are elsewhere: neither is called unfit to be published."""
+
+    def check_release(_, name):
+        if name != NEW:
+            raise InputError(f"{name} cannot be published")
+        return checked(name)
+
+    publish_by_command(desk, folder, OLD, "--no-delta")
+    monkeypatch.setitem(sys.modules, "models.check", SimpleNamespace(check_release=check_release))
+    for base, answer in (
+        (OTHER, f"release {OTHER}: not published"),
+        (OLD, f"--delta-from {OLD}: its files are needed"),
+    ):
+        assert publish_by_command(desk, folder, NEW, "--delta-from", base) == 2
+        assert capsys.readouterr().err.startswith(f"error: {answer}")
+
+
 def test_a_base_that_changed_is_left_out_with_a_word(desk, folder, capsys, monkeypatch):
     """Nobody named it: publishing goes on."""
     publish_by_command(desk, folder, OLD, "--no-delta")

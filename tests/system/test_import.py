@@ -61,7 +61,13 @@ def test_what_is_refused_leaves_nothing(site, tmp_path):
     spoilt = [(key, content[:-1] + b"x" if key.endswith(".sealed") else content) for key, content in entries]
     spoilt = zipped(tmp_path / "spoilt.zip", spoilt)
     device.until(lambda: device.state() and device.state()["runner"]["connected"], "the runner is there")
-    for path, words in ((without, "is not in it"), (spoilt, "is signed"), (device.config, "not a whole export")):
+    for path, words in (
+        (without, "is not in it"),
+        (spoilt, "is signed"),
+        (device.config, "not a whole export"),
+        (tmp_path, f"{tmp_path}: a folder"),
+        (tmp_path / "none", "no such file"),
+    ):
         done = command(device, "import", str(path))
         assert done.returncode != 0
         assert words in done.stderr

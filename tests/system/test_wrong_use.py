@@ -225,6 +225,7 @@ AGENT = [
             (f"{name} --speed 7 {CONFIG}", 2, "unrecognized arguments"),
         )
     ],
+    ("status --config device", 2, "give the file agent.yaml"),
     (f"status {CONFIG}", 1, "start the agent"),
     (f"status --json {CONFIG}", 1, "start the agent"),
     (f"status --watch {CONFIG}", 1, "start the agent"),
