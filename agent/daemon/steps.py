@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from agent.adapters import files
 from agent.adapters.fetch import RESERVE_BYTES, Mismatch, NoRoom, fetch
 from agent.adapters.ledger import Ledger
+from agent.adapters.packets import close_all
 from agent.adapters.source import Source
 from agent.adapters.tuf_client import TargetInfo, Trusted
 from agent.core import messages, plan
@@ -310,8 +311,10 @@ class Steps:
         if failure is not None and not failure.kind.is_final and self._is_last_good(slot, place.ref):
             failure = None  # it was good enough to be confirmed; slow is better than dark
         moved = reply.evidence.conditions.get("moved") if failure is not None and failure.kind is Kind.SPEED else None
-        room = self._room() if failure is None or moved else 0
-        await asyncio.to_thread(self._engines.keep, place, device, engine, room)
+        if failure is None or moved:
+            await asyncio.to_thread(self._engines.keep, place, device, engine, self._room())
+        else:
+            close_all(engine)
         if failure is not None and moved:
             raise TransferError(f"{place}: {failure.reason}; but {moved} changed meanwhile, so it is measured again")
         await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)

@@ -64,11 +64,13 @@ async def test_a_slow_run_while_the_device_throttled_is_void(tried, tmp_path):
     assert len(list((tmp_path / "engines").iterdir())) == 1, "what was proven need not be built again for that"
 
 
-async def test_a_slow_run_on_a_steady_device_counts(tried):
-    """The release is too slow here."""
+async def test_a_slow_run_on_a_steady_device_counts(tried, caplog, tmp_path):
+    """The release is too slow here; what was built for it is not kept, and the log blames no quota for that."""
     outcome, written = await tried(10.0, celsius=50.0)
     assert isinstance(outcome, Never)
     assert [one.failure.kind for one in written] == [Kind.SPEED]
+    assert not (tmp_path / "engines").exists()
+    assert "quota" not in caplog.text
 
 
 async def test_what_passes_while_the_device_throttled_has_passed(tried):
