@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 import time
@@ -21,6 +22,7 @@ from agent.adapters.outbox import Item, Outbox, Rank
 from agent.core.documents import from_tree
 from agent.core.errors import InputError, TransferError
 from tests.adapters.certificates import Authority
+from tests.fakes.descriptors import held
 from tests.fakes.waiting import reached
 
 DEVICE = "edge-0001"
@@ -375,11 +377,11 @@ async def test_a_lost_link_leaves_no_socket(mosquitto, outbox, new_proxy):
     proxy = new_proxy(mosquitto.port)
     site = site_on(proxy.port, outbox)
     async with site.running():
-        before = _descriptors()
+        before = held(os.getpid(), "socket:")
         for number in range(2, 6):
             proxy.reset_all()
             await reached(lambda wanted=number: site.link.connections == wanted and site.link.connected)
-        await reached(lambda: _descriptors() <= before)
+        await reached(lambda: held(os.getpid(), "socket:") <= before)
 
 
 async def test_a_broker_that_hangs_up_at_once_is_not_waited_for(outbox, monkeypatch):
@@ -497,10 +499,6 @@ async def _ended(task):
 
 def _sockets_to(port):
     return sum(one.status == "ESTABLISHED" and one.raddr.port == port for one in psutil.Process().net_connections())
-
-
-def _descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _numbers(heard):

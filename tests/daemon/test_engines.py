@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,9 +22,11 @@ from agent.daemon.steps import Success
 from agent.trust.grant import CURVE
 from provisioning.keys import PRIVATE, private_pem, write_new
 from tests.daemon.test_deltas import shelf  # noqa: F401  a fixture
+from tests.fakes.descriptors import held
 
 GPU = Candidate(backend=Backend.TENSORRT, precision="fp16")
 CPU = Candidate(backend=Backend.OPENVINO, threads=2)
+MINE = "kept-engine"  # the name of memory files here, and nowhere else
 ENGINE = np.random.default_rng(5).bytes(300_000)
 OTHER = np.random.default_rng(6).bytes(200_000)
 DEVICE = Device(
@@ -57,7 +58,7 @@ class Runner:
             raise error
         if isinstance(order, Offer):
             (part,) = order.parts
-            self.offered = os.fdopen(memory_file.reserve("offered", part.size), "rb")
+            self.offered = os.fdopen(memory_file.reserve(MINE, part.size), "rb")
             return Done(), [os.dup(self.offered.fileno())]
         if isinstance(order, Seal):
             with self.offered as file:
@@ -66,9 +67,8 @@ class Runner:
 
 
 def memory_files():
-    """Those of engines that this process has open; other tests may have left other ones."""
-    links = [os.path.realpath(one) for one in Path("/proc/self/fd").iterdir()]
-    return [one for one in links if "memfd:engine" in one or "memfd:offered" in one]
+    """How many of those that only this file and test_trials.py make this process has open."""
+    return held(os.getpid(), f"memfd:{MINE}")
 
 
 class Disk:
@@ -81,10 +81,10 @@ class Disk:
         self.engines = Engines(self.folder, keyring, self.runner)
 
     def keep(self, where=PLACE, content=ENGINE, device=DEVICE):
-        number = memory_file.reserve("engine", len(content))
+        number = memory_file.reserve(MINE, len(content))
         memory_file.write(number, content)
         self.engines.keep(where, device, [number], self.room)
-        assert memory_files() == [], "descriptors are closed, whatever comes of it"
+        assert memory_files() == 0, "descriptors are closed, whatever comes of it"
 
     async def lent(self, where=PLACE, device=DEVICE):
         """What comes along with each try to load a place."""
@@ -92,7 +92,7 @@ class Disk:
         await self.engines.load(Load(slot="defect_detection", place=where), device)
         if self.runner.offered is not None:
             self.runner.offered.close()
-        assert memory_files() == []
+        assert memory_files() == 0
         return [*self.runner.loads]
 
     def paths(self):

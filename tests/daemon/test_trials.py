@@ -16,7 +16,7 @@ from agent.core.records import Device, ReleaseRecord, TrialRecord
 from agent.core.release import Config, Metadata
 from agent.daemon.steps import Later, Never, Steps, Success
 from agent.trust.sealing import KEY_BYTES
-from tests.daemon.test_engines import memory_files
+from tests.daemon.test_engines import MINE, memory_files
 from tests.runner.conftest import release
 
 ONE = release(1, gates={"min_fps": 30.0})
@@ -42,13 +42,13 @@ def tried(tmp_path):
         )  # fmt: skip
 
         async def ask(_):
-            return Tried(evidence=evidence), [memory_file.reserve("engine", 5)]
+            return Tried(evidence=evidence), [memory_file.reserve(MINE, 5)]
 
         steps = Steps(
             tmp_path, None, ledger, keyring, SimpleNamespace(ask=ask, facts=None), None, lambda _: 1.0, threading.Lock()
         )
         outcome = await steps.act("defect_detection", plan.Trial(ONE.place), DEVICE)
-        assert memory_files() == [], "what a seat built is closed, whatever comes of the trial"
+        assert memory_files() == 0, "what a seat built is closed, whatever comes of the trial"
         return outcome, list(ledger.all("trial", TrialRecord).values())
 
     yield try_it

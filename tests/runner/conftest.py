@@ -27,6 +27,7 @@ from agent.core.candidate import Backend, Candidate
 from agent.core.errors import TransferError
 from agent.core.messages import Done, Facts, Load, Loaded, Look, Offer, Part, Place, Promote, Prove, Seal, Unload
 from agent.core.release import Ref
+from tests.fakes.descriptors import held
 from tests.fakes.waiting import PATIENCE
 
 SHAPE = (1, 3, 8, 8)
@@ -346,7 +347,7 @@ def x() -> np.ndarray:
 
 def descriptors_of(running: Running) -> int:
     """How many the runner has open."""
-    return sum(1 for _ in Path(f"/proc/{running.process.pid}/fd").iterdir())
+    return held(running.process.pid, "")
 
 
 async def eventually(true) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,8 +104,11 @@ def desk(agent, slot):
 
 def engines_of(running):
     """The engines that a runner holds, by their inodes."""
-    folder = Path(f"/proc/{running.process.pid}/fd")
-    return {one.stat().st_ino for one in folder.iterdir() if str(one.readlink()).endswith(ENDINGS)}
+    found = set()
+    for one in Path(f"/proc/{running.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it is closed by now
+            found |= {one.stat().st_ino} if str(one.readlink()).endswith(ENDINGS) else set()
+    return found
 
 
 def dumped_by(pid):
@@ -173,7 +177,7 @@ async def test_engines_are_forgotten_with_their_seats(shared, desk):
     await one.load(engine)
     assert len(engines_of(shared) - before) == 1
     await one.unload()
-    await eventually(lambda: engines_of(shared) == before)
+    await eventually(lambda: engines_of(shared) <= before)
 
 
 async def test_an_engine_that_a_seat_failed_with_is_not_tried_again(shared, desk):
@@ -184,7 +188,7 @@ async def test_an_engine_that_a_seat_failed_with_is_not_tried_again(shared, desk
     assert await one.offer(engine, engine) == Done()
     hurried = Load(slot=one.slot, place=one.place, deadline_s=0.01)
     assert isinstance(await one.agent.ask(hurried), Refused)
-    assert engines_of(shared) == before
+    await eventually(lambda: engines_of(shared) <= before)
     await one.load()
     assert await one.proven()
 
@@ -211,7 +215,7 @@ async def test_an_engine_that_was_not_written_whole_is_refused(shared, desk):
     before, one = engines_of(shared), desk()
     await one.agent.hand_over(one.one)
     assert isinstance(await one.offer(b"engine", b"eng"), Refused)
-    await eventually(lambda: engines_of(shared) == before)
+    await eventually(lambda: engines_of(shared) <= before)
     await one.load()
     assert await one.proven()
 

@@ -6,8 +6,7 @@ import random
 import re
 import socket
 import time
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from agent.core.documents import from_yaml
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
 from agent.core.release import Config
 from agent.runner import seat as seat_module
+from tests.fakes.descriptors import held
 from tests.runner.conftest import SHAPE, eventually, release
 
 SIZE = 4 * 192
@@ -317,12 +317,3 @@ def test_a_frame_that_changes_meanwhile_is_not_blamed_on_the_model():
     assert ran.finite
     for arena in lane:
         arena.close()
-
-
-def held(pid, what):
-    """How many descriptors of a kind a process has."""
-    found = 0
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # it is closed by now
-            found += what in str(path.readlink())
-    return found

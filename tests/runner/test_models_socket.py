@@ -37,6 +37,7 @@ from agent.core.messages import (
     Trial,
     Unload,
 )
+from tests.fakes.descriptors import held
 from tests.runner.conftest import CPU, SHAPE, Running, alive, altered, eventually, release, runner_in
 
 
@@ -338,20 +339,15 @@ def pair(receives) -> tuple[Channel, Channel]:
     return tuple(Channel(one, receives) for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 
 
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 async def test_descriptors_of_a_refused_packet_are_closed():
     """A packet that is no message, or has too many descriptors, leaks none of them."""
     ours, theirs = pair(ToSeat)
-    number = memory_file.arena("a", 10)
-    before = open_descriptors()
+    number = memory_file.arena("refused", 10)
     for packet, count in ((b"{}", 3), (b'{"type":"LaneOpen","lane":1}', 40), (b"x" * 200_000, 2)):
         socket.send_fds(ours.sock, [packet], [number] * count)
         with pytest.raises(InputError):
             await theirs.receive()
-        assert open_descriptors() == before
+        assert held(os.getpid(), "memfd:refused") == 1
     ours.send(LaneOpen(lane=3), [number, number])
     message, received = await theirs.receive()
     assert (message, len(received)) == (LaneOpen(lane=3), 2)
