@@ -3,25 +3,23 @@
 It looks for itself and asks no daemon, so that it helps where none starts.
 """
 
+import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.adapters import files, host
 from agent.adapters.ledger import Ledger
+from agent.adapters.seat_process import ask_seat, find_backends
 from agent.adapters.store import Missing, open_store
-from agent.core.candidate import Backend, Found
-from agent.core.documents import Document, from_tree
+from agent.core.candidate import Found
+from agent.core.documents import Document, from_json
 from agent.core.errors import EdgeError, TransferError
 from agent.daemon.keyring import read_key
 from agent.daemon.settings import Settings
 
-PROBE_S = 120.0  # a first start of OpenVINO or CUDA from a slow disk
 CONNECT_S = 5.0
 LOW_DISK_BYTES = 512 * 1024 * 1024
 
@@ -45,7 +43,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield checked("broker", lambda: reachable(broker.host, broker.port))
     yield clock()
     yield checked("seat", walls)
-    found = [probe(one) for one in Backend]
+    found = asyncio.run(find_backends())
     yield from (backend(one) for one in found)
     if not any(one.present for one in found):
         yield Finding(what="inference", fine=False, says="no backend works, so no model can: install the cpu extra")
@@ -128,38 +126,15 @@ def backend(found: Found) -> Finding:
     return Finding(what=f"backend {found.backend}", fine=found.present, says=says)
 
 
-def probe(backend: Backend) -> Found:
-    """What a backend can really do here, asked in a child: a driver that crashes takes only that along."""
-    try:
-        (found,) = from_tree(tuple[Found, ...], ask_seat("--probe", backend), "probe")
-    except EdgeError as error:
-        return Found(backend=backend, present=False, reason=f"its probe failed: {error}; look at the driver's log")
-    return found
-
-
 def walls() -> str:
     """Which walls stand around a seat that is started here.
 
     Raises:
         TransferError: one does not hold; says why.
+        BackendError: no seat says so.
     """
-    drawn = from_tree(dict[str, str], ask_seat("--walls"), "walls")
+    drawn = from_json(dict[str, str], asyncio.run(ask_seat("--walls")), "walls")
     failed = ", ".join(f"{name} ({reason})" for name, reason in drawn.items() if reason)
     if failed:
         raise TransferError(f"not all walls hold: {failed}. Seats run; the unit's own walls are around them")
     return f"walled in: {', '.join(drawn)}"
-
-
-def ask_seat(*words: str) -> object:
-    """What a seat answers that does nothing else.
-
-    Raises:
-        TransferError: it failed.
-    """
-    command = [sys.executable, "-P", "-m", "agent.runner.seat", *words]  # -P: nothing of the folder that root stands in
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=True, env=environment)
-        return json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError, OSError) as error:
-        raise TransferError(str(error).replace(str(command), words[-1])) from error

@@ -17,19 +17,18 @@ from itertools import count
 from agent.adapters.channel import Channel, peer_uid
 from agent.adapters.packets import close_all
 from agent.adapters.pulse import Pulse
+from agent.adapters.seat_process import find_backends
 from agent.core import messages
-from agent.core.candidate import Backend, Failure, Found
-from agent.core.documents import from_json
+from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Facts, Order, Refused, Reply, SlotOrder, Welcome
 from agent.runner.door import Door
 from agent.runner.frames import Frames
 from agent.runner.holdings import Holdings
-from agent.runner.seats import Spare, probe
+from agent.runner.seats import Spare
 from agent.runner.slots import Slot
 
 SPOKEN = frozenset({PROTOCOL, max(1, PROTOCOL - 1)})
-PROBE_S = 60.0  # importing a library beside the others and running a tiny model on it, on a slow flash disk
 
 log = logging.getLogger("edge-runner")
 
@@ -194,21 +193,6 @@ class Runner:
             except TransferError:  # it left, or will learn all when it is back
                 self._agents.discard(channel)
                 channel.hang_up()
-
-
-async def find_backends() -> tuple[Found, ...]:
-    """What this device can run. Each backend has a child of its own: a library that crashes hides no other."""
-    return tuple(await asyncio.gather(*map(find_backend, Backend)))
-
-
-async def find_backend(backend: Backend) -> Found:
-    """Whether this device can run one backend; no, with the reason, where the probe itself fails."""
-    try:
-        (found,) = from_json(tuple[Found], await probe(backend, PROBE_S), f"the probe of {backend}")
-    except (BackendError, InputError) as error:
-        reason = f"{error}; look at the runner's log and the driver's"
-        return Found(backend=backend, present=False, reason=reason)
-    return found
 
 
 def refused(reason: str, kind: Kind) -> Refused:

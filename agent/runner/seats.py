@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,8 +22,9 @@ from pathlib import Path
 import psutil
 
 from agent.adapters.channel import Channel
+from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended, spawn_seat
 from agent.core import messages
-from agent.core.candidate import Backend, Failure
+from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
 from agent.runner.bells import Bells
@@ -34,19 +34,8 @@ from agent.runner.lanes import Pair
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
 GUARD_S = 0.25  # between two looks at a candidate's memory
 LOW_PRIORITY = 10
-LAST_WORDS_S = 1.0  # how long the end of a killed process may take to be told
 FIRST_TO_GO, NORMAL = 500, 0  # oom_score_adj: out of memory, a candidate is the one to be killed
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
-
-ENVIRONMENT = {
-    "ORT_DISABLE_TELEMETRY": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",  # what a session frees goes back to the system
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would be there before the walls are; nothing here needs them
-    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads do not spin beside a camera application
-    "PYTHONFAULTHANDLER": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a model's copies are large, and new pages are half of what they cost
-}
-OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 Child = tuple[asyncio.subprocess.Process, Channel[FromSeat]]
 
@@ -354,22 +343,12 @@ async def spawn() -> Child:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "agent.runner.seat", str(os.getpid()), str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
-                env=environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            process = await spawn_seat(str(os.getpid()), str(theirs.fileno()), pass_fds=(theirs.fileno(),))
         except OSError:
             ours.close()
             raise
     lower(process.pid)
     return process, Channel(ours, FromSeat)
-
-
-def environment() -> dict[str, str]:
-    """A seat's environment: ours, less what systemd means for us alone."""
-    return {name: value for name, value in os.environ.items() if name not in OURS} | ENVIRONMENT
 
 
 def lower(pid: int) -> None:
@@ -386,41 +365,3 @@ def set_priority(pid: int, nice: int, oom_score: int) -> None:
     (process / "oom_score_adj").write_text(str(oom_score))
     for thread in (process / "task").iterdir():
         os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
-
-
-def how_it_ended(status: int) -> str:
-    """A process's exit status in words."""
-    if status >= 0:
-        return f"left with status {status}"
-    return f"was killed by {signal.Signals(-status).name}"
-
-
-async def probe(backend: Backend, deadline_s: float) -> bytes:
-    """What a short-lived child found out about one backend, as JSON.
-
-    Raises:
-        BackendError: it could not be started, crashed or hung.
-    """
-    try:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "agent.runner.seat", "--probe", backend),
-            env=environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-        )
-    except OSError as error:
-        raise BackendError(f"no process for the probe of {backend} ({error.strerror})") from error
-    try:
-        async with asyncio.timeout(deadline_s):
-            output, _ = await child.communicate()
-    except TimeoutError:
-        raise BackendError(f"the probe of {backend} hung for {deadline_s:g} s") from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            with suppress(TimeoutError):  # one that hangs in a driver may not even die
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await child.communicate()
-    if child.returncode:
-        raise BackendError(f"the probe of {backend} {how_it_ended(child.returncode)}")
-    return output

@@ -1,16 +1,20 @@
 """The doctor says what each backend can really do here, also where asking it goes wrong."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
+from agent.adapters import seat_process
+from agent.adapters.seat_process import find_backend
 from agent.core.candidate import Backend
+from agent.core.documents import to_json
 from agent.daemon import doctor
 
 
 def test_a_backend_that_works_is_named_with_its_version_and_hardware():
     """ONNX Runtime's CPU computes on this machine."""
-    found = doctor.backend(doctor.probe(Backend.CPU))
+    found = doctor.backend(asyncio.run(find_backend(Backend.CPU)))
     assert found.fine
     assert found.says.startswith("onnxruntime ")
 
@@ -20,12 +24,15 @@ def test_the_folder_that_it_is_started_in_is_not_believed(tmp_path, monkeypatch)
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent" / "__init__.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    assert doctor.probe(Backend.CPU).present
+    assert asyncio.run(find_backend(Backend.CPU)).present
 
 
 @pytest.mark.parametrize(
     ("program", "told"),
-    [("#!/bin/sh\nkill -SEGV $$\n", "died with <Signals.SIGSEGV"), ("#!/bin/sh\necho nonsense\n", "its probe failed")],
+    [
+        ("#!/bin/sh\nkill -SEGV $$\n", "was killed by SIGSEGV"),
+        ("#!/bin/sh\necho nonsense\n", "the probe of cuda: this is not valid JSON"),
+    ],
     ids=["crashes", "says nothing of use"],
 )
 def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
@@ -33,11 +40,11 @@ def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
     stand_in = tmp_path / "python"
     stand_in.write_text(program)
     stand_in.chmod(0o755)
-    monkeypatch.setattr(doctor, "sys", SimpleNamespace(executable=str(stand_in)))
-    found = doctor.backend(doctor.probe(Backend.CUDA))
+    monkeypatch.setattr(seat_process, "sys", SimpleNamespace(executable=str(stand_in)))
+    found = doctor.backend(asyncio.run(find_backend(Backend.CUDA)))
     assert (found.what, found.fine) == ("backend cuda", False)
     assert told in found.says
-    assert "driver's log" in found.says
+    assert "look at the runner's log and the driver's" in found.says
 
 
 @pytest.mark.parametrize(
@@ -49,7 +56,11 @@ def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
 )
 def test_the_walls_of_a_seat_are_told(monkeypatch, drawn, fine, says):
     """Which hold, or which does not and why."""
-    monkeypatch.setattr(doctor, "ask_seat", lambda *_: drawn)
+
+    async def ask_seat(_):
+        return to_json(drawn)
+
+    monkeypatch.setattr(doctor, "ask_seat", ask_seat)
     found = doctor.checked("seat", doctor.walls)
     assert found.fine == fine
     assert says in found.says

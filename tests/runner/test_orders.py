@@ -7,11 +7,13 @@ import socket
 
 import pytest
 
+from agent.adapters import seat_process
 from agent.adapters.channel import Channel
+from agent.adapters.seat_process import find_backends
 from agent.core.candidate import Backend, Found
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Hello, Offer, Refused, Unload
 from agent.runner import orders
-from agent.runner.orders import Runner, find_backends
+from agent.runner.orders import Runner
 from tests.runner.conftest import PATIENCE_S, release
 
 
@@ -69,5 +71,5 @@ async def test_a_library_that_crashes_hides_no_other(tmp_path, monkeypatch):
 
 async def test_a_library_that_hangs_has_a_deadline(monkeypatch):
     """A probe that does not end is ended, and its backend is absent."""
-    monkeypatch.setattr(orders, "PROBE_S", 0.01)
+    monkeypatch.setattr(seat_process, "PROBE_S", 0.01)
     assert all("hung" in one.reason and not one.present for one in await find_backends())
