@@ -15,7 +15,7 @@ from fleet.repository import Repository
 from fleet.stores import open_store
 from provisioning.enrol import enrol, folders_in, paths_at
 from provisioning.group_cli import add_group, add_many, add_revoke, run_device_enrol_listed
-from provisioning.options import add_store
+from provisioning.options import add_store, begun_place
 from provisioning.trust_cli import add_keys, add_roles, add_trust
 
 SERVICES = {"runner": {"start": "never"}}  # an installed runner is a service of its own and outlives the agent
@@ -73,7 +73,7 @@ def run_device_enrol(options: Namespace) -> None:
     if options.out is None:
         raise InputError("device enrol: say where the enrolment folder belongs with --out")
     enrol(
-        open_store(options.store, endpoint=options.endpoint, ca=options.ca),
+        begun_place(options),
         Keyring(options.keys),
         options.name,
         options.group,

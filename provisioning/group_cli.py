@@ -8,11 +8,10 @@ from agent.core.errors import InputError
 from fleet import terminal
 from fleet.keyring import Keyring
 from fleet.repository import Repository
-from fleet.stores import open_store
 from provisioning.enrol import enrol_listed
 from provisioning.grants import begun, check_keys, rotate
 from provisioning.keys import init_group, new_passphrase
-from provisioning.options import add_folder, add_passphrase, add_store, repository
+from provisioning.options import add_folder, add_passphrase, add_store, begun_place, repository
 from provisioning.register import enrolled, strike_out
 
 
@@ -92,7 +91,7 @@ def run_device_enrol_listed(options: Namespace) -> None:
     unfit = [name for name in ("out", "public_key", "installed", "broker") if getattr(options, name) is not None]
     if unfit:
         raise InputError(f"device enrol --from: writes grants alone; leave out --{unfit[0].replace('_', '-')}")
-    store = open_store(options.store, endpoint=options.endpoint, ca=options.ca)
+    store = begun_place(options)
     with terminal.count("grants") as tell:
         made = enrol_listed(
             store, Keyring(options.keys), options.listed, options.group, now=terminal.now(), tell=tell

@@ -3,9 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from agent.adapters.store import Missing
+from agent.adapters.tuf_client import METADATA
+from agent.core.errors import TransferError
 from fleet.keyring import Keyring
 from fleet.repository import Repository
 from fleet.stores import DeskStore, open_store
+from fleet.versions import METADATA_BYTES
 
 
 def add_store(parser: ArgumentParser) -> None:
@@ -31,6 +35,16 @@ def add_passphrase(parser: ArgumentParser) -> None:
 def open_place(options: Namespace) -> DeskStore:
     """The store that the options name."""
     return open_store(options.store, endpoint=options.endpoint, ca=options.ca)
+
+
+def begun_place(options: Namespace) -> DeskStore:
+    """The store that the options name, where a repository lies; raises TransferError where none does."""
+    store = open_place(options)
+    try:
+        store.read(f"{METADATA}timestamp.json", METADATA_BYTES)
+    except Missing as error:
+        raise TransferError(f"{options.store}: no repository lies there ({error}); check the store's URL") from error
+    return store
 
 
 def repository(options: Namespace) -> Repository:

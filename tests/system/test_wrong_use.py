@@ -200,6 +200,7 @@ PROVISION = [
     (f"device enrol cam-2 --group g1 --out new --broker nonsense {HERE}", 2, "write mqtt://host:port"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/store --keys nowhere", 2, "root.json"),
     ("device enrol cam-2 --group g1 --out new --store file://{here}/keys/root.json --keys keys", 1, "root.json"),
+    ("device enrol cam-2 --group g1 --out new --store file://{here}/nowhere --keys keys", 1, "check the store's URL"),
     (f"device enrol --group g1 --out new {HERE}", 2, "one of the arguments name --from is required"),
 ]
 
