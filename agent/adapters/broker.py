@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import aiomqtt
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters import backoff
@@ -31,7 +30,6 @@ from agent.adapters.connection import (
     Connection,
     Message,
     connected,
-    will_of,
 )
 from agent.adapters.outbox import Outbox, Row
 from agent.core.errors import TransferError
@@ -45,7 +43,7 @@ DRAIN_PER_S = 200.0  # rows of the outbox: a fleet that comes back must not star
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 TWIN_WAIT_S = 1800.0  # somebody must find the copy; deployments come by the store meanwhile
 IDLE_S = 60.0
-LOST = (aiomqtt.MqttError, OSError, TimeoutError, TransferError)
+LOST = (OSError, TransferError)
 
 
 def device_topic(device: str, *steps: str) -> str:
@@ -96,34 +94,39 @@ class Link:
                     "check the network and `broker:` in agent.yaml; it is tried again"
                 )
                 log.info("broker %s", self.last_error)
-            _end_if_cancelled()
             lost = 1 if self.connections > came and not self.met_twin else lost + 1
             longest = TWIN_WAIT_S if self.met_twin else LONGEST_WAIT_S
             await asyncio.sleep(backoff.wait_s(lost, FIRST_WAIT_S, longest))
 
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool, expiry_s: float | None) -> bool:
         """Says something now or never; True when the broker has it (QoS 0: when it is on its way)."""
-        connection = self._open
-        if connection is None:
+        if self._open is None:
             return False
         try:
-            refusal = await connection.publish(topic, payload, qos, retain=retain, expiry_s=expiry_s)
+            return await self._say(self._open, topic, payload, qos, retain=retain, expiry_s=expiry_s)
         except LOST:
             return False
-        return self._is_taken(topic, refusal)
+
+    async def _say(
+        self, connection: Connection, topic: str, payload: bytes, qos: int = 1, *, retain: bool, expiry_s: float | None
+    ) -> bool:
+        refusal = await connection.publish(topic, payload, qos, retain=retain, expiry_s=expiry_s)
+        if refusal is not None:
+            self.refused += 1
+            log.error("%s: the broker does not take it (%s): correct its rules; dropped", topic, refusal)
+        return refusal is None
 
     async def _connect_once(self) -> None:
-        will = will_of(device_topic(self.device, "state"), self.will)
-        async with connected(self.settings, self.device, will) as connection:
+        topic = device_topic(self.device, "state")
+        async with connected(self.settings, self.device, topic, self.will) as connection:
             await connection.subscribe(self._subscriptions())
-            await self._say_state(connection, self.birth())
+            await self._say(connection, topic, self.birth(), retain=True, expiry_s=STATE_EXPIRY_S)
             self._open, self.last_error = connection, ""
             self.connections += 1
             try:
-                _end_if_cancelled()
                 await self._live(connection)
             except asyncio.CancelledError:
-                await self._leave(connection)
+                await self._leave(connection, topic)
                 raise
             finally:
                 self._open = None
@@ -155,16 +158,11 @@ class Link:
             wanted.append((group_topic(group, "deployment"), documents))
         return wanted
 
-    async def _say_state(self, connection: Connection, payload: bytes) -> None:
-        topic = device_topic(self.device, "state")
-        refusal = await connection.publish(topic, payload, 1, retain=True, expiry_s=STATE_EXPIRY_S)
-        self._is_taken(topic, refusal)
-
-    async def _leave(self, connection: Connection) -> None:
+    async def _leave(self, connection: Connection, topic: str) -> None:
         self._open = None
         with suppress(*LOST):
             async with asyncio.timeout(FAREWELL_S):
-                await self._say_state(connection, self.will)
+                await self._say(connection, topic, self.will, retain=True, expiry_s=STATE_EXPIRY_S)
             await connection.leave()
 
     async def _receive_all(self, connection: Connection) -> None:
@@ -184,33 +182,18 @@ class Link:
                     await self._send(connection, rows)
                     await asyncio.sleep(len(rows) / DRAIN_PER_S)
                 else:
-                    await connection.wait_for(wake.wait(), IDLE_S)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(IDLE_S):
+                            await wake.wait()
         finally:
             self.outbox.watch(lambda: None)
 
     async def _send(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Sends rows together; those that the broker answered leave the outbox, up to the first it did not."""
-        results = await asyncio.gather(*(self._send_row(connection, row) for row in rows), return_exceptions=True)
+        said = (self._say(connection, row.topic, row.payload, retain=False, expiry_s=row.expiry_s) for row in rows)
+        results = await asyncio.gather(*said, return_exceptions=True)
         failed = next((number for number, result in enumerate(results) if isinstance(result, BaseException)), len(rows))
         await asyncio.to_thread(self.outbox.done, [row.id for row in rows[:failed]])
-        if failed < len(rows):
-            lost = results[failed]
-            assert isinstance(lost, BaseException)
-            raise lost
-
-    async def _send_row(self, connection: Connection, row: Row) -> None:
-        refusal = await connection.publish(row.topic, row.payload, 1, retain=False, expiry_s=row.expiry_s)
-        self._is_taken(row.topic, refusal)
-
-    def _is_taken(self, topic: str, refusal: str | None) -> bool:
-        if refusal is not None:
-            self.refused += 1
-            log.error("%s: the broker does not take it (%s): correct its rules; dropped", topic, refusal)
-        return refusal is None
-
-
-def _end_if_cancelled() -> None:
-    """Until Python 3.12 `asyncio.wait_for`, inside aiomqtt, may lose a cancellation."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+        for result in results[failed:]:
+            if isinstance(result, BaseException):
+                raise result

@@ -1,27 +1,28 @@
-"""One connection to the MQTT 5 broker, with what aiomqtt hides or forgets.
+"""One connection to the MQTT 5 broker, on paho: its thread reads and writes, its callbacks run in our event loop.
 
-1. A new Client for every connection: one that is used again sends old messages after newer ones.
+1. A new client for every connection: one that is used again sends old messages after newer ones.
 2. `clean_start=False` with a session expiry: what was sent to us meanwhile waits for us, also over a broker's restart.
 3. Acknowledging is the caller's, when it has recorded the message. At most RECEIVE_MAXIMUM unacknowledged ones
    reach us, so the queue is bounded without dropping.
-4. The reason code of every SUBACK and PUBACK is looked at: aiomqtt's own calls return normally on a refusal.
-5. A call that waits is woken when the link is lost; aiomqtt's own wait for their timeout.
+4. The reason code of every CONNACK, SUBACK and PUBACK is looked at: a refusal is never taken for a yes.
+5. Whoever waits for an answer is woken when the link is lost.
 6. TCP_NODELAY: without it a round trip costs 88 ms instead of 0.7.
 7. Nothing is left behind: an old socket that revives would take the session away.
 
-Pinned to aiomqtt 2.5.1 and paho 2.2.0: only this file uses their private attributes.
+Pinned to paho 2.2.0: `_reset_sockets` is private.
 """
 
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import aiomqtt
 from msgspec import Meta
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -38,6 +39,7 @@ STATE_EXPIRY_S = 7 * 24 * 3600
 WILL_DELAY_S = 5  # a reconnect within it is no news
 ANSWER_S = 10.0  # the broker's time for CONNACK, SUBACK, PUBACK
 FAREWELL_S = 2.0
+ACCEPTED = 0  # in place of a packet's number: MQTT gives none to CONNACK
 HOST = r"^[\w:%-]{1,63}(\.[\w-]{1,63})*\.?" + END  # for a name that cannot be one the resolver raises no OSError
 
 
@@ -74,35 +76,53 @@ class Message:
 
 
 class Connection:
-    """One connection; what aiomqtt hides of it."""
+    """One connection; its calls are for one event loop."""
 
-    def __init__(self, client: aiomqtt.Client) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self.answers: dict[int, asyncio.Future[ReasonCode]] = {}
+        self.came: asyncio.Queue[MQTTMessage | None] = asyncio.Queue()  # None: nothing more comes
         self.packet_bytes = PACKET_BYTES
         self.window = asyncio.Semaphore(WINDOW)
         self._loop = asyncio.get_running_loop()
-        self._paho = client._client  # noqa: SLF001  see the top of the file
-        self._paho.manual_ack_set(True)  # noqa: FBT003  its only parameter
-        self._paho.on_publish = self._on_publish
-        self._said_connected: Any = self._paho.on_connect
-        self._paho.on_connect = self._on_connect
-        self._said_disconnected: Any = self._paho.on_disconnect
-        self._paho.on_disconnect = self._on_disconnect
-        self._paho.on_socket_register_write = self._on_register_write
+        self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._lost = asyncio.Event()
+        client.on_connect = self._in_loop(self._on_connect)
+        client.on_subscribe = client.on_publish = self._in_loop(self._on_answer)
+        client.on_message = self._in_loop(self.came.put_nowait)
+        client.on_disconnect = self._in_loop(self._on_disconnect)
+
+    def _in_loop(self, take: Callable[..., object]) -> Any:
+        """A callback for paho's thread: what it is told is taken in our event loop."""
+        return lambda _client, _userdata, *said: self._loop.call_soon_threadsafe(take, *said)
+
+    async def open(self, settings: BrokerSettings) -> None:
+        """Returns when the broker has accepted us.
+
+        Raises:
+            TransferError: it does not, or does not answer.
+            OSError: it cannot be reached.
+        """
+        asked = _properties(PacketTypes.CONNECT)
+        asked.SessionExpiryInterval = settings.session_expiry_s
+        asked.ReceiveMaximum = RECEIVE_MAXIMUM
+        asked.MaximumPacketSize = PACKET_BYTES
+        address = (settings.host, settings.port, settings.keepalive_s)
+        await asyncio.to_thread(self.client.connect, *address, clean_start=False, properties=asked)
+        self.client.loop_start()
+        (code,) = await self._answer(ACCEPTED)
+        if code.is_failure:
+            raise TransferError(f"the broker does not take us ({code})")
 
     async def subscribe(self, wanted: list[tuple[str, SubscribeOptions]]) -> None:
         """Subscribes to all.
 
         Raises:
-            MqttError: the broker refused one.
+            TransferError: the broker refused one, or the link was lost.
         """
-        codes = await self.client.subscribe(wanted)
-        for (topic, _), code in zip(wanted, codes, strict=True):
-            if isinstance(code, ReasonCode) and code.is_failure:
-                raise aiomqtt.MqttError(
-                    f"{topic}: the broker refused the subscription ({code}): correct its access rules"
-                )
+        _, number = self.client.subscribe(wanted)
+        for (topic, _), code in zip(wanted, await self._answer(number), strict=True):
+            if code.is_failure:
+                raise TransferError(f"{topic}: the broker refused the subscription ({code}): correct its access rules")
 
     async def publish(
         self, topic: str, payload: bytes, qos: int, *, retain: bool, expiry_s: float | None
@@ -110,171 +130,122 @@ class Connection:
         """None when the broker has it, or why it refused.
 
         Raises:
-            MqttError: nobody knows: the link was lost first.
+            TransferError: nobody knows: the link was lost first.
         """
         if len(payload) > self.packet_bytes - HEADROOM_BYTES:
             return f"{len(payload)} bytes; it takes {self.packet_bytes - HEADROOM_BYTES}"
         properties = _properties(PacketTypes.PUBLISH)
         if expiry_s is not None:
             properties.MessageExpiryInterval = max(1, int(expiry_s))
-        if qos == 0:
-            self._hand_over(topic, payload, qos, retain, properties)
-            return None
         async with self.window:
-            sent = self._hand_over(topic, payload, qos, retain, properties)
-            code = await self._answer(sent)  # nothing was read since: the answer cannot have come before
-        return str(code) if code.is_failure else None
+            sent = self.client.publish(topic, payload, qos, retain, properties)
+            if sent.rc != 0:
+                raise TransferError("the link was lost")
+            codes = await self._answer(sent.mid) if qos else []
+        return next((str(code) for code in codes if code.is_failure), None)
 
-    def _hand_over(self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties) -> int:  # noqa: FBT001
-        sent = self._paho.publish(topic, payload, qos, retain, properties)
-        if sent.rc != 0:
-            raise aiomqtt.MqttCodeError(sent.rc, "not sent")
-        return sent.mid
-
-    async def _answer(self, mid: int) -> ReasonCode:
-        future: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
-        self.answers[mid] = future
+    async def _answer(self, number: int | None) -> list[ReasonCode]:
+        """The broker's answer to what was sent under a number just now: it cannot have been taken yet."""
+        if number is None or self._lost.is_set():
+            raise TransferError("the link was lost")
+        answer: asyncio.Future[list[ReasonCode]] = self._loop.create_future()
+        self._answers[number] = answer
         try:
-            if not await self.wait_for(future, ANSWER_S):
-                raise aiomqtt.MqttError(f"the broker did not acknowledge within {ANSWER_S:.0f} s")
-            return future.result()
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            raise TransferError(f"the broker did not answer within {ANSWER_S:.0f} s") from None
         finally:
-            self.answers.pop(mid, None)
+            del self._answers[number]
 
-    async def wait_for(self, wanted: Awaitable[Any], timeout_s: float) -> bool:
-        """True when it came, False when the time is up.
+    async def messages(self) -> AsyncIterator[tuple[MQTTMessage, Message]]:
+        """What comes, with what `acknowledge` wants.
 
         Raises:
-            MqttError: the link was lost first.
+            TransferError: the link was lost.
         """
-        lost = self.client._disconnected  # noqa: SLF001  see rule 5
-        task = asyncio.ensure_future(wanted)
-        try:
-            await asyncio.wait({task, lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not task.done():
-                task.cancel()
-        if task.done() and not task.cancelled():
-            return True
-        if lost.done():
-            raise aiomqtt.MqttError("disconnected") from lost.exception()
-        return False
+        while (came := await self.came.get()) is not None:
+            left = getattr(came.properties, "MessageExpiryInterval", None)
+            yield came, Message(came.topic, bytes(came.payload), came.retain, left)
+        raise TransferError("the link was lost")
 
-    async def messages(self) -> AsyncIterator[tuple[aiomqtt.Message, Message]]:
-        """What comes, with what `acknowledge` wants."""
-        async for came in self.client.messages:
-            yield came, _message(came)
-
-    def acknowledge(self, came: aiomqtt.Message) -> None:
+    def acknowledge(self, came: MQTTMessage) -> None:
         """Tells the broker that it need not send this again."""
-        self._paho.ack(came.mid, came.qos)
+        self.client.ack(came.mid, came.qos)
 
     async def leave(self) -> None:
         """A clean DISCONNECT: no will."""
-        self._paho.disconnect()
-        await self.wait_for(asyncio.sleep(FAREWELL_S), FAREWELL_S)
+        self.client.disconnect()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await self._lost.wait()
 
-    def close(self) -> None:
-        """Leaves no socket, no reader and no unread error behind."""
-        with suppress(OSError, ValueError):
-            self._paho._sock_close()  # noqa: SLF001  see rule 7
-        lost = self.client._disconnected  # noqa: SLF001
-        if lost.done() and not lost.cancelled():
-            lost.exception()
+    async def close(self) -> None:
+        """Leaves no socket and no thread behind."""
+        with suppress(OSError):
+            door: Any = self.client.socket()
+            if door is not None:
+                socket.socket.shutdown(door, socket.SHUT_RDWR)  # wakes paho's thread, which closes it
+        await asyncio.to_thread(self.client.loop_stop)
+        self.client._reset_sockets()  # noqa: SLF001  else the pipe that wakes its thread stays until it is collected
 
-    def _on_publish(self, _client: Any, _userdata: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
-        waiting = self.answers.get(mid)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(code)
-
-    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
-        """As aiomqtt's own, which leaves a connection that ends before it is accepted to its timeout."""
-        accepted = self.client._connected  # noqa: SLF001  see rule 5
-
-        def refuse() -> None:
-            if not accepted.done():
-                accepted.set_exception(aiomqtt.MqttError(f"the broker hung up before it accepted us ({code})"))
-
-        if accepted.done():
-            self._said_disconnected(client, userdata, flags, code, properties)
-        else:
-            self._loop.call_soon_threadsafe(refuse)
-
-    def _on_register_write(self, _client: Any, _userdata: Any, door: Any) -> None:
-        """As aiomqtt's own, which may watch the number of a closed socket, by then somebody else's, for ever."""
-        number = door.fileno()
-
-        def watch() -> None:
-            if self._paho.socket() is door:
-                self._loop.add_writer(number, self._write)
-
-        self._loop.call_soon_threadsafe(watch)  # the first call comes from the thread that connects
-
-    def _write(self) -> None:
-        lost = self.client._disconnected  # noqa: SLF001
-        try:
-            self._paho.loop_write()
-        except (OSError, ValueError) as error:
-            if not lost.done():
-                lost.set_exception(error)
-
-    def _on_connect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
+    def _on_connect(self, _flags: Any, code: ReasonCode, properties: Any) -> None:
         """Heeds what the broker can take; a longer packet would make it hang up for ever."""
         self.packet_bytes = min(PACKET_BYTES, getattr(properties, "MaximumPacketSize", PACKET_BYTES))
         self.window = asyncio.Semaphore(min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)))
-        self._said_connected(client, userdata, flags, code, properties)
+        self._on_answer(ACCEPTED, code, properties)
+
+    def _on_answer(self, number: int, codes: ReasonCode | list[ReasonCode], _properties: Any) -> None:
+        waiting = self._answers.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(codes if isinstance(codes, list) else [codes])
+
+    def _on_disconnect(self, _flags: Any, code: ReasonCode, _properties: Any) -> None:
+        self._lost.set()
+        self.came.put_nowait(None)
+        why = "the broker hung up before it accepted us" if ACCEPTED in self._answers else "the link was lost"
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(TransferError(f"{why} ({code})"))
 
 
 @asynccontextmanager
-async def connected(settings: BrokerSettings, device: str, will: aiomqtt.Will) -> AsyncIterator[Connection]:
+async def connected(settings: BrokerSettings, device: str, topic: str, will: bytes) -> AsyncIterator[Connection]:
     """A connection that the broker has accepted; closed at the end of the block, without a farewell.
 
+    The broker says `will` on `topic`, retained, when we have been lost for WILL_DELAY_S.
+
     Raises:
-        MqttError: it could not be made.
-        TransferError: a certificate cannot be used.
+        TransferError: it could not be made, or a certificate cannot be used.
+        OSError: the broker cannot be reached.
     """
-    client = aiomqtt.Client(
-        settings.host,
-        settings.port,
-        identifier=device,
-        username=settings.username,
-        password=settings.password,
-        protocol=aiomqtt.ProtocolVersion.V5,
-        clean_start=False,
-        properties=_connect_properties(settings),
-        keepalive=settings.keepalive_s,
-        timeout=ANSWER_S,
-        max_inflight_messages=WINDOW,
-        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        tls_context=await asyncio.to_thread(_tls, settings) if settings.tls else None,
-        will=will,
-    )
+    client = Client(CallbackAPIVersion.VERSION2, device, protocol=MQTTv5, reconnect_on_failure=False, manual_ack=True)
+    client.connect_timeout = ANSWER_S
+    client.max_inflight_messages_set(WINDOW)
+    client.on_socket_open = no_delay
+    if settings.username is not None:
+        client.username_pw_set(settings.username, settings.password)
+    if settings.tls:
+        client.tls_set_context(await asyncio.to_thread(_tls, settings))
+    terms = _properties(PacketTypes.WILLMESSAGE)
+    terms.WillDelayInterval = WILL_DELAY_S
+    terms.MessageExpiryInterval = STATE_EXPIRY_S
+    client.will_set(topic, will, 1, retain=True, properties=terms)
     connection = Connection(client)
     try:
-        await client.__aenter__()  # its __aexit__ would wait for a farewell on a dead link: see `leave` and `close`
+        await connection.open(settings)
         yield connection
     finally:
-        connection.close()
+        await connection.close()
+
+
+def no_delay(_client: Client, _userdata: Any, door: Any) -> None:
+    """Small packets leave at once."""
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _properties(packet: int) -> Properties:
     return Properties(packet)  # type: ignore[no-untyped-call]  # paho's constructor has no annotations
-
-
-def _connect_properties(settings: BrokerSettings) -> Properties:
-    properties = _properties(PacketTypes.CONNECT)
-    properties.SessionExpiryInterval = settings.session_expiry_s
-    properties.ReceiveMaximum = RECEIVE_MAXIMUM
-    properties.MaximumPacketSize = PACKET_BYTES
-    return properties
-
-
-def will_of(topic: str, payload: bytes) -> aiomqtt.Will:
-    """What the broker says, retained, when we have been lost for WILL_DELAY_S."""
-    properties = _properties(PacketTypes.WILLMESSAGE)
-    properties.WillDelayInterval = WILL_DELAY_S
-    properties.MessageExpiryInterval = STATE_EXPIRY_S
-    return aiomqtt.Will(topic, payload, qos=1, retain=True, properties=properties)
 
 
 def _tls(settings: BrokerSettings) -> ssl.SSLContext:
@@ -287,8 +258,3 @@ def _tls(settings: BrokerSettings) -> ssl.SSLContext:
         files = ", ".join(name for name in (settings.ca, settings.cert, settings.key) if name)
         raise TransferError(f"{files}: cannot be used ({error}): correct `broker` in agent.yaml") from error
     return context
-
-
-def _message(came: aiomqtt.Message) -> Message:
-    payload = came.payload if isinstance(came.payload, bytes) else b""
-    return Message(str(came.topic), payload, bool(came.retain), getattr(came.properties, "MessageExpiryInterval", None))
