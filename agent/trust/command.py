@@ -51,7 +51,7 @@ def believe_command(
     except TrustError as error:
         return Refusal(status="rejected", reason=str(error))
     floor = floors.get(floor_key(command.scope, targets), 0)
-    return misdirected(command, device, groups) or replayed(command, floor) or out_of_time(command, now) or command
+    return refused(command, device, groups, floor, now) or command
 
 
 def floor_key(scope: str, targets: Targets) -> str:
@@ -59,28 +59,17 @@ def floor_key(scope: str, targets: Targets) -> str:
     return f"{scope}@{keyset(targets, ROLE)}"
 
 
-def misdirected(command: Command, device: str, groups: Collection[str]) -> Refusal | None:
-    """A command for somebody else."""
-    if command.scope in {f"device:{device}", *(f"group:{group}" for group in groups)}:
-        return None
-    return Refusal(status="rejected", reason=f"the command is for {command.scope}; this is device:{device}")
-
-
-def replayed(command: Command, floor: int) -> Refusal | None:
-    """A command that is not newer than one that was taken."""
-    if command.counter > floor:
-        return None
-    return Refusal(
-        status="rejected",
-        reason=f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew",
-    )
-
-
-def out_of_time(command: Command, now: datetime) -> Refusal | None:
-    """A command that is over, or comes from the future."""
-    if command.issued > now + SKEW:
+def refused(command: Command, device: str, groups: Collection[str], floor: int, now: datetime) -> Refusal | None:
+    """For somebody else, not newer than one that was taken, over, or from the future."""
+    status: Literal["rejected", "expired"] = "rejected"
+    if command.scope not in {f"device:{device}", *(f"group:{group}" for group in groups)}:
+        reason = f"the command is for {command.scope}; this is device:{device}"
+    elif command.counter <= floor:
+        reason = f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"
+    elif command.issued > now + SKEW:
         reason = f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks"
-        return Refusal(status="rejected", reason=reason)
-    if now - SKEW > command.expires:
-        return Refusal(status="expired", reason=f"expired {command.expires.isoformat()}; send it again")
-    return None
+    elif now - SKEW > command.expires:
+        status, reason = "expired", f"expired {command.expires.isoformat()}; send it again"
+    else:
+        return None
+    return Refusal(status=status, reason=reason)

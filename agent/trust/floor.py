@@ -14,8 +14,9 @@ from datetime import datetime
 from msgspec import field
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
-from agent.core.documents import Document
-from agent.core.errors import TrustError
+from agent.core.documents import Document, from_tree
+from agent.core.errors import InputError, TrustError
+from agent.core.intent import Moment
 from agent.trust.envelope import digest
 
 ISSUED_AT = "x-issued-at"  # in the signed part of timestamp.json; other clients ignore it
@@ -82,17 +83,10 @@ def issued_at(timestamp: Timestamp) -> datetime | None:
         TrustError: it says something that is no time.
     """
     text = timestamp.unrecognized_fields.get(ISSUED_AT)
-    if text is None:
-        return None
     try:
-        moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError) as error:
-        raise TrustError(
-            f"timestamp metadata: {ISSUED_AT} is {text!r}, no time; its publisher must sign anew"
-        ) from error
-    if moment.tzinfo is None:
-        raise TrustError(f"timestamp metadata: {ISSUED_AT} is {text!r}, without a zone; its publisher must sign anew")
-    return moment
+        return None if text is None else from_tree(Moment, text, f"timestamp metadata: {ISSUED_AT}")
+    except InputError as error:
+        raise TrustError(f"{error}; its publisher must sign anew") from error
 
 
 def high_water(*times: datetime | None) -> datetime:
