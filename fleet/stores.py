@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from agent.adapters import files
-from agent.adapters.store import FileStore, Store, StoreSettings, check_key, place_of
+from agent.adapters.store import CHUNK_BYTES, FileStore, Store, StoreSettings, check_key, place_of
 from agent.core.errors import InputError
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # a FAT stick
@@ -75,12 +75,13 @@ class DeskFolder(FileStore):
     def write(self, key: str, content: bytes | BinaryIO, *, if_absent: bool = False) -> None:
         """As `DeskStore.write`."""
         path = self._path(key)
+        pieces = content if isinstance(content, bytes) else iter(lambda: content.read(CHUNK_BYTES), b"")
         with files.saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not if_absent:
-                files.write_durably(path, content, 0o644)
+                files.write_durably(path, pieces, 0o644)
                 return
-            temp = files.write_temp(path, content, 0o644)
+            temp = files.write_temp(path, pieces, 0o644)
             try:
                 _take_name(temp, path, key)
                 files.sync_folder(path.parent)

@@ -10,19 +10,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from agent.core.errors import InputError, TransferError
 
 TEMP = ".tmp-"
-COPY_BYTES = 1024 * 1024
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-Content = bytes | BinaryIO | Generator[bytes, None, None]
+Content = bytes | Iterable[bytes]  # all of it, or piece by piece
 
 
 def write_durably(path: Path, content: Content, mode: int = 0o640) -> None:
@@ -46,12 +44,7 @@ def write_temp(path: Path, content: Content, mode: int = 0o640) -> Path:
     number, name = tempfile.mkstemp(prefix=TEMP, dir=path.parent)
     try:
         with os.fdopen(number, "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            elif isinstance(content, Generator):
-                file.writelines(content)
-            else:
-                shutil.copyfileobj(content, file, COPY_BYTES)
+            file.writelines([content] if isinstance(content, bytes) else content)
             os.fchmod(number, mode)
             file.flush()
             os.fsync(number)
@@ -115,11 +108,7 @@ def is_read_only(folder: Path) -> bool:
 
 def free_bytes(path: Path) -> int:
     """Bytes that this process may still write where `path` is, or would be."""
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    found = os.statvfs(place)
-    return found.f_bavail * found.f_frsize
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
 def writer(path: Path) -> FileIO:

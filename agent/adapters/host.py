@@ -5,6 +5,7 @@ synchronised when systemd-timesyncd's mark is there (a service may not ask the k
 """
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ TREE_MODEL = Path("/sys/firmware/devicetree/base/model")
 BOARD = Path("/sys/class/dmi/id")
 POWER_MODE = Path("/var/lib/nvpmodel/status")  # e.g. "pmode:0002 ..."
 COOLERS = Path("/sys/class/thermal")
+BRAKES = re.compile("cpufreq|devfreq|processor|gpu|cpu-throttle")  # in a cooler's type: it slows something down
 CORE_THROTTLES = "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"
 
 
@@ -58,7 +60,7 @@ def readings(disk: Path) -> Readings:
         clock_synchronised=SYNCHRONISED.exists(),
         power_mode=_line(POWER_MODE).removeprefix("pmode:").split(" ")[0],
         throttled=_is_cooled(),
-        throttle_count=_throttle_count(),
+        throttle_count=sum(_number(path) or 0 for path in Path("/sys").glob(CORE_THROTTLES)),
         hardware=hardware(),
     )
 
@@ -81,18 +83,9 @@ def _temperatures() -> dict[str, float]:
 
 def _is_cooled() -> bool | None:
     """Whether the kernel holds a processor or GPU back because of heat; None where it does not say."""
-    found = [_number(cooler / "cur_state") for cooler in COOLERS.glob("cooling_device*") if _is_brake(cooler)]
-    states = [state for state in found if state is not None]
+    brakes = [cooler for cooler in COOLERS.glob("cooling_device*") if BRAKES.search(_line(cooler / "type").lower())]
+    states = [state for cooler in brakes if (state := _number(cooler / "cur_state")) is not None]
     return any(states) if states else None
-
-
-def _is_brake(cooler: Path) -> bool:
-    kind = _line(cooler / "type").lower()
-    return any(word in kind for word in ("cpufreq", "devfreq", "processor", "gpu", "cpu-throttle"))
-
-
-def _throttle_count() -> int:
-    return sum(_number(path) or 0 for path in Path("/sys").glob(CORE_THROTTLES))
 
 
 def _number(path: Path) -> int | None:

@@ -37,6 +37,7 @@ SIZE = f"length(CAST(topic AS BLOB)) + length(payload) + {ROW_BYTES}"
 WHOLE = f"SELECT coalesce(sum({SIZE}), 0) FROM outbox"  # noqa: S608  SIZE is the line above
 FORGET = f"DELETE FROM outbox WHERE id=? RETURNING {SIZE}"  # noqa: S608
 HEAD = "SELECT id, rank, at, expires, topic, payload FROM outbox ORDER BY rank, id LIMIT ?"
+LEAST = "SELECT id, rank FROM outbox ORDER BY rank DESC, id LIMIT 1"
 COUNT_DROPPED = "INSERT INTO outbox_dropped VALUES(?, 1) ON CONFLICT(rank) DO UPDATE SET rows = rows + 1"
 
 
@@ -169,12 +170,8 @@ class Outbox:
                 raise
 
     def _make_room(self, base: sqlite3.Connection) -> None:
-        for rank in reversed(Rank):
-            while self._bytes > self.max_bytes:
-                oldest = base.execute("SELECT id FROM outbox WHERE rank=? ORDER BY id LIMIT 1", (rank,)).fetchone()
-                if oldest is None:
-                    break
-                self._drop(base, oldest[0], rank)
+        while self._bytes > self.max_bytes:
+            self._drop(base, *base.execute(LEAST).fetchone())
 
     def _drop(self, base: sqlite3.Connection, id_: int, rank: int) -> None:
         self._forget(base, id_)
