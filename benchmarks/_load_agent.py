@@ -18,6 +18,7 @@ from agent.core.documents import from_json
 from agent.core.messages import Place, Prove
 from agent.core.records import Device
 from agent.core.release import Ref
+from agent.daemon.engines import Engines
 from agent.daemon.keyring import pieces
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import RunnerSettings
@@ -70,10 +71,11 @@ def candidate() -> Candidate:
 
 def steps_of(link: RunnerLink, opener: Any) -> Steps:
     """The agent's steps with a file that needs no ledger and no grant."""
-    none, keyring = SimpleNamespace(), SimpleNamespace(engine_key=lambda: b"")
-    steps: Any = Steps(Path("/nonexistent"), none, none, keyring, link, lambda: None, lambda _: 10.0, none)
-    steps._release, steps._open = lambda _: None, lambda *_: opener()  # noqa: SLF001
-    return steps
+    none: Any = SimpleNamespace()
+    keyring: Any = SimpleNamespace(engine_key=lambda: b"")
+    engines = Engines(Path("/nonexistent"), keyring, link)
+    copies: Any = SimpleNamespace(open=lambda _: opener(), blaming=lambda _, read: read())
+    return Steps(copies, engines, none, link, lambda _: 10.0, none)
 
 
 class Peak:

@@ -35,6 +35,8 @@ from agent.daemon.bench import Bench
 from agent.daemon.board import Board
 from agent.daemon.commands import Commands
 from agent.daemon.control import Control
+from agent.daemon.copies import Copies
+from agent.daemon.engines import Engines
 from agent.daemon.imports import Imports
 from agent.daemon.intake import Intake
 from agent.daemon.jobs import Jobs
@@ -101,11 +103,13 @@ class Agent:
         )
         self.commands = Commands(self.intake, self.ledger, self.news)
         self.runner = RunnerLink(settings.runner)
+        engines = Engines(state / "models" / "engines", keyring, self.runner)
+        self.copies = Copies(
+            state / "models", source, self.ledger, keyring, engines, lambda: self.intake.trusted, settings.quota_mb
+        )
         self.steps = Steps(
-            state / "models", source, self.ledger, keyring, self.runner,
-            lambda: self.intake.trusted, lambda slot: settings.slot(slot).hold_s,
-            self.intake.moving, settings.quota_mb,
-        )  # fmt: skip
+            self.copies, engines, self.ledger, self.runner, lambda slot: settings.slot(slot).hold_s, self.intake.moving
+        )
         self.changed: Board[int] = Board(0)
         self.reconcilers: dict[str, Reconciler] = {}
         self.link = self._make_link()
@@ -193,7 +197,7 @@ class Agent:
         self._slot_tasks: dict[str, asyncio.Task[None]] = {}
         with contextlib.suppress(OSError, EdgeError):  # tidying; a disk that refuses shows elsewhere
             files.remove_temps(self.settings.state)
-            self.steps.free_of_strays()
+            self.copies.free_of_strays()
         self.intake.load()
         self.commands.resume()
         if self.ledger.trouble:
@@ -202,7 +206,7 @@ class Agent:
 
     async def _watch(self) -> None:
         """Ask at once when a store that is a folder has news: its timestamp is replaced last."""
-        store = self.steps.source.store
+        store = self.copies.source.store
         if isinstance(store, FileStore):
             async for _ in arrivals(store.root / "metadata", "timestamp.json", LOOK_S):
                 self.intake.poll_now.set()
@@ -230,7 +234,7 @@ class Agent:
     async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
         """One task for each slot that is or was ever wanted; what a change of mind left half fetched is removed."""
         async for records in self.intake.desired.changes():
-            await asyncio.to_thread(self.steps.free_of_strays)
+            await asyncio.to_thread(self.copies.free_of_strays)
             for slot in records:
                 if slot not in self.reconcilers:
                     reconciler = Reconciler(

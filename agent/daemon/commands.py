@@ -9,7 +9,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,7 +24,7 @@ from agent.core.errors import EdgeError, InputError
 from agent.core.intent import Command, Reply, Verb
 from agent.core.records import Rejection, ReleaseRecord
 from agent.core.release import Ref
-from agent.core.slot import SlotRecord, pin, roll_back
+from agent.core.slot import SlotRecord, pin, roll_back, slots_of
 from agent.daemon.intake import Intake
 from agent.daemon.news import News
 from agent.trust.command import Refusal, believe_command, floor_key
@@ -123,14 +123,23 @@ class Commands:
         return reply
 
     def _moved(self, command: Command, records: Mapping[str, SlotRecord], trusted: Trusted) -> dict[str, SlotRecord]:
-        """The slots that a command moves, as they are after it; none for a job."""
+        """The slots that a command moves, as they are after it; none for a job.
+
+        Raises:
+            InputError: it names none of this device, or a release for several.
+        """
+        if command.verb not in {Verb.PIN, Verb.ROLLBACK}:
+            return {}
+        slots = slots_of(command.slot, records)
+        if command.release is not None and len(slots) != 1:
+            raise InputError("a pin names one slot; say which with --slot")
+        if not slots:
+            raise InputError("this device has no slot yet; deploy to its group first")
         if command.verb is Verb.PIN:
             release = self._named(command.release, trusted) if command.release else None
-            return moved_by(command, records, lambda record: pin(record, release, command.id))
-        if command.verb is Verb.ROLLBACK:
-            rejected = {one.ref for one in self.ledger.all("rejection", Rejection).values()}
-            return moved_by(command, records, lambda record: roll_back(record, command.id, rejected))
-        return {}
+            return {slot: pin(records[slot], release, command.id) for slot in slots}
+        rejected = {one.ref for one in self.ledger.all("rejection", Rejection).values()}
+        return {slot: roll_back(records[slot], command.id, rejected) for slot in slots}
 
     def _named(self, name: str, trusted: Trusted) -> Ref:
         """The release with a name: verified here, or listed today."""
@@ -146,23 +155,6 @@ class Commands:
         """The oldest commands, beyond those that are kept."""
         by_age = sorted(self.ledger.all("command", Known).items(), key=lambda one: one[1].at)
         return [("command", name, None) for name, _ in by_age[: max(0, len(by_age) - KEPT)]]
-
-
-def moved_by(
-    command: Command, records: Mapping[str, SlotRecord], change: Callable[[SlotRecord], SlotRecord]
-) -> dict[str, SlotRecord]:
-    """The slots that a command names, changed.
-
-    Raises:
-        InputError: it names none of this device, or a release for several.
-    """
-    slots = [command.slot] if command.slot else sorted(records)
-    if command.release is not None and len(slots) != 1:
-        raise InputError("a pin names one slot; say which with --slot")
-    unknown = [slot for slot in slots if slot not in records]
-    if unknown or not slots:
-        raise InputError(f"no slot {', '.join(unknown)}; this device has {', '.join(sorted(records)) or 'none yet'}")
-    return {slot: change(records[slot]) for slot in slots}
 
 
 def refusal(name: str, reason: str) -> Reply:

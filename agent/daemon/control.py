@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec import field
 
-from agent.adapters.channel import peer_uid
+from agent.adapters.channel import listen, peer_uid
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
@@ -49,12 +49,9 @@ class Control:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        server = await asyncio.start_unix_server(self._serve, self.path, limit=LINE_BYTES)
-        self.path.chmod(0o600)
-        async with server:
+        door = listen(self.path, socket.SOCK_STREAM, 0o600)
+        async with await asyncio.start_unix_server(self._serve, sock=door, limit=LINE_BYTES) as server:
             await server.serve_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

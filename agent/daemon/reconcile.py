@@ -25,9 +25,10 @@ from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.core.soak import has_evidence, judge_soak
 from agent.daemon.board import Board
+from agent.daemon.copies import Progress
 from agent.daemon.news import News
 from agent.daemon.runner_link import RunnerLink
-from agent.daemon.steps import Later, Never, Outcome, Progress, Steps, Success
+from agent.daemon.steps import Later, Never, Outcome, Steps, Success
 
 CHANCES: Mapping[Kind, int] = {Kind.BACKEND: 3, Kind.SPEED: 2, Kind.MEMORY: 2}
 BACK_OFF_S = (0.5, 60.0)  # first and longest wait after a Later; doubled, with full jitter
@@ -100,7 +101,7 @@ class Reconciler:
     @property
     def progress(self) -> Progress | None:
         """Of a fetch that runs now."""
-        return self.steps.progress.get(self.slot)
+        return self.steps.copies.progress.get(self.slot)
 
     def tries(self, ref: Ref) -> int:
         """How often a release could not be had or handled, since it last could."""

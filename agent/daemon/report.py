@@ -27,13 +27,13 @@ from agent.core.messages import Counters, Facts, SlotFacts
 from agent.core.records import Rejection, TrialRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.board import Board
+from agent.daemon.copies import Progress
 from agent.daemon.intake import Intake
 from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
 from agent.daemon.state import BrokerState, Rejections, RunnerState, SlotState, State, Trials, reported, summary
-from agent.daemon.steps import Progress
 
 REFRESH_S = 1.0  # counters move while nothing else does
 PROGRESS_S = 5.0  # that bytes came is no news for the fleet more often than this

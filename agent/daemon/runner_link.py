@@ -80,8 +80,7 @@ class RunnerLink:
             reply, _ = await self.ask(Look())
         except (TransferError, BackendError):
             return None
-        if not isinstance(reply, Facts):
-            return None
+        assert isinstance(reply, Facts), reply
         if self.line.value is not None:
             self.facts.value = reply
         return reply

@@ -18,6 +18,8 @@ from agent.core.errors import TransferError
 from agent.core.records import Device, ReleaseRecord
 from agent.core.slot import SlotRecord
 from agent.daemon import deltas
+from agent.daemon.copies import Copies
+from agent.daemon.engines import Engines
 from agent.daemon.keyring import Keyring
 from agent.daemon.steps import Later, Steps, Success
 from agent.trust.listing import delta_path
@@ -79,16 +81,10 @@ class Shelf:
         files.remove_temps(self.folder)
         self.trusted = self.desk.device()
         self.keyring.take(self.desk.store.read(grant_key("g1", "cam-7"), 1 << 16), self.trusted.targets)
-        self.steps = Steps(
-            self.folder / "models",
-            Source(self.line, None, {}, self.ledger),
-            self.ledger,
-            self.keyring,
-            None,
-            lambda: self.trusted,
-            lambda _: 1.0,
-            threading.Lock(),
-        )
+        engines = Engines(self.folder / "models" / "engines", self.keyring, None)
+        source = Source(self.line, None, {}, self.ledger)
+        self.copies = Copies(self.folder / "models", source, self.ledger, self.keyring, engines, lambda: self.trusted)
+        self.steps = Steps(self.copies, engines, self.ledger, None, lambda _: 1.0, threading.Lock())
 
     def publish(self, weights=None):
         """The newer release, with its delta; the device has seen the listing."""
@@ -107,7 +103,7 @@ class Shelf:
         return await self.do(plan.Fetch(ref or self.new))
 
     def path(self, ref):
-        return self.steps.sealed_path(ref)
+        return self.copies.path(ref)
 
     def names(self):
         return sorted(path.name for path in (self.folder / "models" / "weights").iterdir())
@@ -348,6 +344,6 @@ def kill_at(patch, moment):
     places = {
         "while it is rebuilt": (deltas, "rebuild", half),
         "before it has its name": (files, "sync_folder", killed),
-        "before it is known": (Steps, "_record", killed),
+        "before it is known": (Copies, "_record", killed),
     }
     patch.setattr(*places[moment])

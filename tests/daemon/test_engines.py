@@ -267,7 +267,7 @@ async def test_engines_go_with_their_release(shelf):  # noqa: F811
     """Those of a deleted release are deleted; at a start, those of a release that nobody knows."""
     mine = kept(shelf, shelf.old)
     stray = kept(shelf, Ref(name="face_detection_retinaface_widerface_20240101", digest="c" * 64))
-    shelf.steps.free_of_strays()
+    shelf.copies.free_of_strays()
     assert (mine.exists(), stray.exists()) == (True, False)
     assert await shelf.do(plan.Delete(shelf.old)) == Success()
     assert not mine.exists()
@@ -279,7 +279,7 @@ async def test_engines_make_room_for_a_release(shelf, monkeypatch, tight):  # no
     shelf.publish()
     mine = kept(shelf, shelf.old)
     if tight == "quota":
-        shelf.steps.quota_mb = (shelf.path(shelf.old).stat().st_size + shelf.whole.length + 5) / 1e6
+        shelf.copies.quota_mb = (shelf.path(shelf.old).stat().st_size + shelf.whole.length + 5) / 1e6
     else:
         monkeypatch.setattr(files, "free_bytes", lambda path: 64 * 1024 * 1024 + shelf.whole.length - mine.exists())
     assert isinstance(await shelf.fetch(), Success)

@@ -14,6 +14,8 @@ from agent.core.errors import Kind
 from agent.core.messages import CONFIG, METADATA, Tried
 from agent.core.records import Device, ReleaseRecord, TrialRecord
 from agent.core.release import Config, Metadata
+from agent.daemon.copies import Copies
+from agent.daemon.engines import Engines
 from agent.daemon.steps import Later, Never, Steps, Success
 from agent.trust.sealing import KEY_BYTES
 from tests.daemon.test_engines import MINE, memory_files
@@ -44,9 +46,10 @@ def tried(tmp_path):
         async def ask(_):
             return Tried(evidence=evidence), [memory_file.reserve(MINE, 5)]
 
-        steps = Steps(
-            tmp_path, None, ledger, keyring, SimpleNamespace(ask=ask, facts=None), None, lambda _: 1.0, threading.Lock()
-        )
+        runner = SimpleNamespace(ask=ask, facts=None)
+        engines = Engines(tmp_path / "engines", keyring, runner)
+        copies = Copies(tmp_path, None, ledger, keyring, engines, None)
+        steps = Steps(copies, engines, ledger, runner, lambda _: 1.0, threading.Lock())
         outcome = await steps.act("defect_detection", plan.Trial(ONE.place), DEVICE)
         assert memory_files() == 0, "what a seat built is closed, whatever comes of the trial"
         return outcome, list(ledger.all("trial", TrialRecord).values())

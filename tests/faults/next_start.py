@@ -80,7 +80,7 @@ def _files(agent, world, said):
     state = agent.settings.state
     yield from (f"{path} is still there" for path in state.rglob(f"{files.TEMP}*"))
     for record in agent.ledger.all("release", ReleaseRecord).values():
-        if not agent.steps.sealed_path(record.ref).is_file():
+        if not agent.copies.path(record.ref).is_file():
             yield f"{record.ref.name} is stored, and its file is gone"
         if record.verified and not all(path.exists() for path in documents(state, record.ref)):
             yield f"{record.ref.name} is verified, and its documents are gone"
@@ -93,7 +93,7 @@ def left_over(agent, world):
     """Files of releases that the ledger does not know and nobody wants."""
     facts = agent.ledger
     if facts.get("rejection", world.one.digest, object) and not facts.get("release", world.one.digest, object):
-        paths = (agent.steps.sealed_path(world.one), *documents(agent.settings.state, world.one))
+        paths = (agent.copies.path(world.one), *documents(agent.settings.state, world.one))
         yield from (f"{path.name} was deleted and is still there" for path in paths if path.exists())
 
 
