@@ -56,7 +56,7 @@ from fleet.signatures import (
     waiting_file,
 )
 from fleet.stores import DeskStore, Exists
-from fleet.versions import METADATA_BYTES, has, numbers, see, sight
+from fleet.versions import METADATA_BYTES, has, numbers, see, sight, upload_once
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 
@@ -267,7 +267,7 @@ class Repository:
             self._sign_root(now)
         self._replace_timestamp(now)
         if "root" in changed:
-            write_durably(self.keyring.root_file, self._upload_once(self.root, "root"), 0o644)
+            write_durably(self.keyring.root_file, upload_once(self.store, self._signed["root"], "root"), 0o644)
             self._waiting_root.unlink(missing_ok=True)
         self.listings.settled()
         self._signed.clear()
@@ -315,7 +315,7 @@ class Repository:
 
     def _upload(self, metadata: Metadata[S], name: str, now: datetime) -> MetaFile:
         if name in self._signed:
-            raw = self._upload_once(metadata, name)
+            raw = upload_once(self.store, self._signed[name], name)
             return MetaFile.from_data(metadata.signed.version, raw, ["sha256"])
         for _ in range(SKIPS):
             metadata.signed.version += 1
@@ -328,17 +328,6 @@ class Repository:
         raise InputError(
             f"{METADATA}: {SKIPS} versions of {name} lie there unfinished; somebody must look at the store"
         )
-
-    def _upload_once(self, metadata: Metadata[S], name: str) -> bytes:
-        """For a number that cannot be another: it was signed elsewhere, or it is the root's, which leaves none out."""
-        raw = bytes(self._signed[name].to_bytes())
-        key = f"{METADATA}{metadata.signed.version}.{name}.json"
-        try:
-            self.store.write(key, raw, if_absent=True)
-        except Exists as error:  # from a cut upload of the same, or not
-            if self.store.read(key, METADATA_BYTES) != raw:
-                raise InputError(f"{key}: other bytes lie there; look who wrote them, and begin again") from error
-        return raw
 
     @property
     def _waiting_root(self) -> Path:
