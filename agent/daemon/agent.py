@@ -278,7 +278,7 @@ class Agent:
             if message.topic.endswith("/req"):
                 await asyncio.to_thread(self.commands.take, message)
             elif message.topic.endswith("/deployment"):
-                await self.intake.receive(message)
+                await asyncio.to_thread(self.intake.take, message)
             elif message.topic.endswith("/state"):
                 self._meet(message)
         except TransferError:

@@ -81,8 +81,7 @@ class Intake:
 
     def now(self) -> datetime:
         """The time as far as it is known: never earlier than the newest signed time seen."""
-        floor = self.ledger.get("trust", "floor", Floor) or Floor()
-        return high_water(datetime.now(UTC), floor.time, self.built)
+        return high_water(datetime.now(UTC), self._floor().time, self.built)
 
     def load(self) -> None:
         """Believe what the last refresh left, without a network."""
@@ -118,7 +117,12 @@ class Intake:
         except EdgeError as error:
             self.trusted = None
             raise TransferError(f"{error}; nobody is believed before the policy is here") from error
-        self.policy, self.trusted = policy, self._kept(trusted)
+        floor = self.check(trusted.chain)
+        if floor != self._floor():
+            # After the set is current: a floor above the set that lies here would be a device that believes nothing
+            # until its next contact.
+            self.ledger.put_all([("trust", "floor", floor)], precious=True)
+        self.policy, self.trusted = policy, trusted
 
     def _show_store(self, last_sync: datetime | None, error: str = "") -> None:
         ends = self.trusted.expiries if self.trusted is not None else {}
@@ -132,24 +136,11 @@ class Intake:
         Raises:
             TrustError: the repository is older than what was seen here.
         """
-        old = self.ledger.get("trust", "floor", Floor) or Floor()
         found = seen(chain.root, chain.timestamp, chain.snapshot, chain.targets)
-        return check_floor(old, found, issued_at(chain.timestamp))
+        return check_floor(self._floor(), found, issued_at(chain.timestamp))
 
-    def _kept(self, trusted: Trusted) -> Trusted:
-        """The metadata, once its floor is in the ledger.
-
-        That comes after the set is current: a floor above the set that lies here would be a device that believes
-        nothing until its next contact.
-        """
-        new = self.check(trusted.chain)
-        if new != self.ledger.get("trust", "floor", Floor):
-            self.ledger.put_all([("trust", "floor", new)], precious=True)
-        return trusted
-
-    async def receive(self, message: Message) -> None:
-        """A deployment from the broker; returns when what it changed is on the disk."""
-        await asyncio.to_thread(self._take_pair, message.payload)
+    def _floor(self) -> Floor:
+        return self.ledger.get("trust", "floor", Floor) or Floor()
 
     # --- deployments -------------------------------------------------------------------------------------------
 
@@ -194,13 +185,16 @@ class Intake:
                 self.ledger.put_all(facts, precious=True)
                 self.publish({**records, **moved})
 
-    def _take_pair(self, raw: bytes) -> None:
-        """A deployment by message; where it names a release or a key that is not known yet, the store is asked."""
+    def take(self, message: Message) -> None:
+        """A deployment from the broker; returns when what it changed is on the disk.
+
+        Where it names a release or a key that is not known yet, the store is asked.
+        """
         trusted = self.trusted
         if trusted is None:  # the store has the same pair, and brings the keys
             return
         try:
-            goals = self._deploy(raw, trusted)
+            goals = self._deploy(message.payload, trusted)
         except (TrustError, InputError) as error:
             self.refuse("deployment", str(error))
             self._ask_now_and_then()
@@ -220,29 +214,27 @@ class Intake:
     def _deploy(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
         """Move the intent as the pair says; the releases that it means for this device."""
         with self.moving:
-            return self._deploy_alone(raw, trusted)
-
-    def _deploy_alone(self, raw: bytes, trusted: Trusted) -> Iterable[Ref]:
-        believed = believe_deployment(raw, trusted.targets, self.group, self._taken(), self.now(), self.policy)
-        if believed.same:
-            if believed.taken.signers != self._taken().signers:  # keys were replaced; the floor follows who signs today
-                self.ledger.put_all([("deployment", self.group, believed.taken)], precious=True)
-            return ()
-        old = self.ledger.all("slot", SlotRecord)
-        standing = {slot: record.deployed for slot, record in old.items()}
-        confirmed = {place.ref for record in old.values() for place in record.good}
-        goals = wanted(believed.rollout, believed.wave, self.device, standing, confirmed)
-        new = {
-            slot: deploy(old.get(slot, SlotRecord(slot=slot)), goals.get(slot), believed.rollout.soak_s)
-            for slot in {*old, *goals}
-        }
-        self.check_withdrawn(old, new)
-        facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
-        self.ledger.put_all([*facts, ("deployment", self.group, believed.taken)], precious=True)
-        said = f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})"
-        self.news.tell("deployment", reason=said)
-        self.publish(new)
-        return [goal for goal in goals.values() if goal is not None]
+            believed = believe_deployment(raw, trusted.targets, self.group, self._taken(), self.now(), self.policy)
+            taken = ("deployment", self.group, believed.taken)
+            if believed.same:
+                if believed.taken.signers != self._taken().signers:  # keys were replaced; the floor follows today's
+                    self.ledger.put_all([taken], precious=True)
+                return ()
+            old = self.ledger.all("slot", SlotRecord)
+            standing = {slot: record.deployed for slot, record in old.items()}
+            confirmed = {place.ref for record in old.values() for place in record.good}
+            goals = wanted(believed.rollout, believed.wave, self.device, standing, confirmed)
+            new = {
+                slot: deploy(old.get(slot, SlotRecord(slot=slot)), goals.get(slot), believed.rollout.soak_s)
+                for slot in {*old, *goals}
+            }
+            self.check_withdrawn(old, new)
+            facts: list[tuple[str, str, object]] = [("slot", slot, record) for slot, record in new.items()]
+            self.ledger.put_all([*facts, taken], precious=True)
+            said = f"rollout {believed.rollout.counter}, wave {believed.wave.counter} ({believed.wave.action})"
+            self.news.tell("deployment", reason=said)
+            self.publish(new)
+            return [goal for goal in goals.values() if goal is not None]
 
     # --- shared ------------------------------------------------------------------------------------------------
 

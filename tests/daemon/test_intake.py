@@ -60,7 +60,8 @@ class Device:
 
     async def hear(self, pair):
         """A deployment by message; why it was refused, if it was."""
-        await self.intake.receive(Message("edge/v1/groups/g1/deployment", pair, retain=True, expiry_s=None))
+        message = Message("edge/v1/groups/g1/deployment", pair, retain=True, expiry_s=None)
+        await asyncio.to_thread(self.intake.take, message)
         await asyncio.sleep(0)
         return self.intake.refused.value
 
