@@ -13,6 +13,7 @@ Pinned to paho 2.2.0: `_reset_sockets` is private.
 """
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -30,6 +31,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.core.documents import END, Document
 from agent.core.errors import TransferError
+
+log = logging.getLogger(__name__)
 
 WINDOW = 20  # publishes in flight, or the broker's Receive Maximum, which paho does not heed: as fast as 100
 RECEIVE_MAXIMUM = 16
@@ -75,21 +78,40 @@ class Message:
     expiry_s: int | None  # what the broker says is left
 
 
+class Reader(Client):
+    """paho's client; its thread says when it ends, also by what is no MQTT."""
+
+    ended: Callable[[], object]
+
+    def loop_forever(self, *how: Any, **more: Any) -> MQTTErrorCode:
+        """What paho's thread does."""
+        try:
+            return super().loop_forever(*how, **more)
+        except Exception as error:  # noqa: BLE001  the top of a thread; paho raises what its parser meets
+            log.warning("broker: what it sent cannot be read (%r)", error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        finally:
+            self.ended()
+
+
 class Connection:
     """One connection; its calls are for one event loop."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Reader) -> None:
         self.client = client
         self.came: asyncio.Queue[MQTTMessage | None] = asyncio.Queue()  # None: nothing more comes
         self.packet_bytes = PACKET_BYTES
         self.window = asyncio.Semaphore(WINDOW)
         self._loop = asyncio.get_running_loop()
         self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
-        self._lost = asyncio.Event()
+        self._why = "it is no MQTT"
+        self._lost = asyncio.Event()  # set while paho's thread does not run
+        self._lost.set()
         client.on_connect = self._in_loop(self._on_connect)
         client.on_subscribe = client.on_publish = self._in_loop(self._on_answer)
         client.on_message = self._in_loop(self.came.put_nowait)
         client.on_disconnect = self._in_loop(self._on_disconnect)
+        client.ended = lambda: self._loop.call_soon_threadsafe(self._on_end)
 
     def _in_loop(self, take: Callable[..., object]) -> Any:
         """A callback for paho's thread: what it is told is taken in our event loop."""
@@ -108,6 +130,7 @@ class Connection:
         asked.MaximumPacketSize = PACKET_BYTES
         address = (settings.host, settings.port, settings.keepalive_s)
         await asyncio.to_thread(self.client.connect, *address, clean_start=False, properties=asked)
+        self._lost.clear()
         self.client.loop_start()
         (code,) = await self._answer(ACCEPTED)
         if code.is_failure:
@@ -166,8 +189,11 @@ class Connection:
         """
         while (came := await self.came.get()) is not None:
             left = getattr(came.properties, "MessageExpiryInterval", None)
-            yield came, Message(came.topic, bytes(came.payload), came.retain, left)
-        raise TransferError("the link was lost")
+            try:
+                yield came, Message(came.topic, bytes(came.payload), came.retain, left)
+            except UnicodeDecodeError as error:
+                raise TransferError(f"a topic that came is no text ({error})") from error
+        raise TransferError(f"the link was lost ({self._why})")
 
     def acknowledge(self, came: MQTTMessage) -> None:
         """Tells the broker that it need not send this again."""
@@ -176,18 +202,21 @@ class Connection:
     async def leave(self) -> None:
         """A clean DISCONNECT: no will."""
         self.client.disconnect()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
-                await self._lost.wait()
+        await self._is_lost()
 
     async def close(self) -> None:
         """Leaves no socket and no thread behind."""
         with suppress(OSError):
             door: Any = self.client.socket()
             if door is not None:
-                socket.socket.shutdown(door, socket.SHUT_RDWR)  # wakes paho's thread, which closes it
-        await asyncio.to_thread(self.client.loop_stop)
+                socket.socket.shutdown(door, socket.SHUT_RDWR)  # wakes paho's thread, which ends
+        await self._is_lost()
         self.client._reset_sockets()  # noqa: SLF001  else the pipe that wakes its thread stays until it is collected
+
+    async def _is_lost(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await self._lost.wait()
 
     def _on_connect(self, _flags: Any, code: ReasonCode, properties: Any) -> None:
         """Heeds what the broker can take; a longer packet would make it hang up for ever."""
@@ -201,12 +230,15 @@ class Connection:
             waiting.set_result(codes if isinstance(codes, list) else [codes])
 
     def _on_disconnect(self, _flags: Any, code: ReasonCode, _properties: Any) -> None:
+        self._why = str(code)
+
+    def _on_end(self) -> None:
         self._lost.set()
         self.came.put_nowait(None)
         why = "the broker hung up before it accepted us" if ACCEPTED in self._answers else "the link was lost"
         for waiting in self._answers.values():
             if not waiting.done():
-                waiting.set_exception(TransferError(f"{why} ({code})"))
+                waiting.set_exception(TransferError(f"{why} ({self._why})"))
 
 
 @asynccontextmanager
@@ -219,7 +251,7 @@ async def connected(settings: BrokerSettings, device: str, topic: str, will: byt
         TransferError: it could not be made, or a certificate cannot be used.
         OSError: the broker cannot be reached.
     """
-    client = Client(CallbackAPIVersion.VERSION2, device, protocol=MQTTv5, reconnect_on_failure=False, manual_ack=True)
+    client = Reader(CallbackAPIVersion.VERSION2, device, protocol=MQTTv5, reconnect_on_failure=False, manual_ack=True)
     client.connect_timeout = ANSWER_S
     client.max_inflight_messages_set(WINDOW)
     client.on_socket_open = no_delay

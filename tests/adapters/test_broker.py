@@ -400,6 +400,29 @@ async def test_a_broker_that_hangs_up_at_once_is_not_waited_for(outbox, monkeypa
         assert "hung up" in site.link.last_error
 
 
+@pytest.mark.parametrize("said", [b"\x31\x06\x00\x02\xff\xfe\x00x", b"\x31\x06\x00\x01t\x01\x77x", b"\xff" * 9])
+async def test_what_is_no_mqtt_ends_the_connection_alone(outbox, monkeypatch, said):
+    """A topic that is no text, a property that there is none of, noise: the link is lost, told and made anew."""
+    monkeypatch.setattr(connection, "ANSWER_S", 600.0)
+    came = []
+
+    async def accept(reader, writer):
+        await reader.read(1000)
+        writer.write(b"\x20\x03\x00\x00\x00")
+        subscribed = await reader.read(1000)
+        writer.write(b"\x90\x08" + subscribed[2:4] + b"\x00" + b"\x01" * 5 + said)
+        came.append(subscribed)
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1000)
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    site = site_on(server.sockets[0].getsockname()[1], outbox)
+    async with server, site.running(connected=False):
+        await reached(lambda: len(came) > 2)
+        assert "check the network" in site.link.last_error
+
+
 async def test_a_flood_of_commands_waits_at_the_broker(site, mosquitto):
     """No more than RECEIVE_MAXIMUM messages wait here for a slow disk; none is dropped."""
     gate = asyncio.Event()
