@@ -91,55 +91,51 @@ class Seal(Document, tag=True):
     ref: Ref
 
 
-class Load(Document, tag=True):
-    """Start a seat and load a release that was sealed before. Answer: Loaded or Refused."""
+class OfSeat(Document):
+    """An order about one seat of a slot."""
 
     slot: str
     place: Place
+
+
+class Load(OfSeat, tag=True):
+    """Start a seat and load a release that was sealed before. Answer: Loaded or Refused."""
+
     deadline_s: float = 120.0
 
 
-class Trial(Document, tag=True):
+class Trial(OfSeat, tag=True):
     """Full trial of a loaded seat: tensors, golden samples, warm-up, benchmark. Answer: Tried or Refused.
 
     Whichever of Trial and Prove a seat passes first brings the engine that it built, if any, as a descriptor.
     """
 
-    slot: str
-    place: Place
     key: str  # the evidence key, kept in the evidence
     runs: int = 50
     deadline_s: float = 300.0
 
 
-class Prove(Document, tag=True):
+class Prove(OfSeat, tag=True):
     """Golden samples alone, for a candidate whose evidence is still good. Answer: Done or Refused.
 
     On the serving seat it is a probe, and counted as one.
     """
 
-    slot: str
-    place: Place
     deadline_s: float = 60.0
 
 
-class Promote(Document, tag=True):
+class Promote(OfSeat, tag=True):
     """The standing order of a slot: what serves from now on, and what to fall back to. Answer: Done or Refused.
 
     A fall-back that is not loaded any more is an order to keep nothing but `place`.
     """
 
-    slot: str
-    place: Place
     fallback: Place | None = None
     hold_s: float = 10.0  # how long requests may wait for a seat before they get 503
 
 
-class Unload(Document, tag=True):
+class Unload(OfSeat, tag=True):
     """Let a seat finish its requests and end it. Answer: Done."""
-
-    slot: str
-    place: Place
 
 
 class Look(Document, tag=True):
