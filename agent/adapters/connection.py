@@ -132,9 +132,8 @@ class Connection:
         await asyncio.to_thread(self.client.connect, *address, clean_start=False, properties=asked)
         self._lost.clear()
         self.client.loop_start()
-        (code,) = await self._answer(ACCEPTED)
-        if code.is_failure:
-            raise TransferError(f"the broker does not take us ({code})")
+        if refusal := _refusal(await self._answer(ACCEPTED)):
+            raise TransferError(f"the broker does not take us ({refusal})")
 
     async def subscribe(self, wanted: list[tuple[str, SubscribeOptions]]) -> None:
         """Subscribes to all.
@@ -143,7 +142,7 @@ class Connection:
             TransferError: the broker refused one, or the link was lost.
         """
         _, number = self.client.subscribe(wanted)
-        for (topic, _), code in zip(wanted, await self._answer(number), strict=True):
+        for (topic, _), code in zip(wanted, await self._answer(number), strict=False):  # nobody is held to their count
             if code.is_failure:
                 raise TransferError(f"{topic}: the broker refused the subscription ({code}): correct its access rules")
 
@@ -164,8 +163,7 @@ class Connection:
             sent = self.client.publish(topic, payload, qos, retain, properties)
             if sent.rc != 0:
                 raise TransferError("the link was lost")
-            codes = await self._answer(sent.mid) if qos else []
-        return next((str(code) for code in codes if code.is_failure), None)
+            return _refusal(await self._answer(sent.mid)) if qos else None
 
     async def _answer(self, number: int | None) -> list[ReasonCode]:
         """The broker's answer to what was sent under a number just now: it cannot have been taken yet."""
@@ -190,9 +188,10 @@ class Connection:
         while (came := await self.came.get()) is not None:
             left = getattr(came.properties, "MessageExpiryInterval", None)
             try:
-                yield came, Message(came.topic, bytes(came.payload), came.retain, left)
+                message = Message(came.topic, bytes(came.payload), came.retain, left)
             except UnicodeDecodeError as error:
                 raise TransferError(f"a topic that came is no text ({error})") from error
+            yield came, message
         raise TransferError(f"the link was lost ({self._why})")
 
     def acknowledge(self, came: MQTTMessage) -> None:
@@ -274,6 +273,10 @@ async def connected(settings: BrokerSettings, device: str, topic: str, will: byt
 def no_delay(_client: Client, _userdata: Any, door: Any) -> None:
     """Small packets leave at once."""
     door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _refusal(codes: list[ReasonCode]) -> str | None:
+    return next((str(code) for code in codes if code.is_failure), None)
 
 
 def _properties(packet: int) -> Properties:
