@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.adapters import files
-from agent.adapters.fetch import fetch
+from agent.adapters.fetch import TargetInfo, fetch
 from agent.adapters.store import StoreSettings, open_store
 
 PROBE_S = 0.005
@@ -33,7 +33,8 @@ def child(asked: dict[str, str]) -> dict[str, float]:
     key, target, size = asked["key"], Path(asked["target"]), int(asked["size"])
 
     def verified() -> None:
-        fetch(store, key, target, size, asked["digest"], on_progress=lambda _: None, should_stop=lambda: False)
+        info = TargetInfo(path=key, key=key, length=size, sha256=asked["digest"], custom={})
+        fetch(store, info, target, on_progress=lambda _: None, should_stop=lambda: False)
 
     def plain() -> None:
         with store.stream(key) as download, files.writer(target) as file:

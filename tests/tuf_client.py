@@ -136,10 +136,7 @@ def take(trusted: Trusted, store: Origin, name: str, destination: Path) -> None:
     info = trusted.find(name)
     assert info is not None
     try:
-        fetch(
-            store, info.key, destination, info.length, info.sha256,
-            on_progress=lambda _: None, should_stop=lambda: False,
-        )  # fmt: skip
+        fetch(store, info, destination, on_progress=lambda _: None, should_stop=lambda: False)
     finally:
         for left in (destination.with_name(f"{destination.name}{ending}") for ending in (".part", ".part.json")):
             left.unlink(missing_ok=True)

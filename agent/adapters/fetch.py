@@ -10,9 +10,10 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from agent.adapters import files
 from agent.adapters.store import CHUNK_BYTES, Changed, Download, Store
@@ -36,6 +37,16 @@ class Stopped(TransferError):  # noqa: N818  an answer, named as it reads
 
 class NoRoom(TransferError):  # noqa: N818  an answer, named as it reads
     """The disk is too full for it."""
+
+
+class TargetInfo(Document):
+    """A listed target: what is signed of it, and where it lies in the store."""
+
+    path: str
+    length: int
+    sha256: str
+    custom: Mapping[str, Any]
+    key: str
 
 
 class State(Document):
@@ -86,11 +97,10 @@ class Pace:
 class Part:
     """The unfinished file: what is in it, and what of that is certainly on the disk."""
 
-    def __init__(self, destination: Path, size: int, sha256: str) -> None:
+    def __init__(self, destination: Path, target: TargetInfo) -> None:
         self.path = destination.with_name(destination.name + ".part")
         self.note = destination.with_name(destination.name + ".part.json")
-        self.size = size
-        self.sha256 = sha256
+        self.target = target
         self.file = files.writer(self.path)
         self.etag = ""
         self.offset = self.synced = 0
@@ -133,7 +143,7 @@ class Part:
         if self.offset == self.synced:
             return
         os.fdatasync(self.file.fileno())
-        state = State(etag=self.etag, sha256=self.sha256, size=self.size, synced=self.offset)
+        state = State(etag=self.etag, sha256=self.target.sha256, size=self.target.length, synced=self.offset)
         files.write_durably(self.note, to_json(state))
         self.synced = self.offset
 
@@ -155,28 +165,25 @@ class Part:
             state = from_json(State, content or b"", str(self.note))
         except InputError:  # torn, or of another version: begin again
             return None
-        return state if (state.sha256, state.size) == (self.sha256, self.size) and state.synced <= self.size else None
+        is_ours = (state.sha256, state.size) == (self.target.sha256, self.target.length)
+        return state if is_ours and state.synced <= state.size else None
 
 
-def fetch(  # noqa: PLR0913  the three of the signed target, the three of the caller
+def fetch(
     store: Store,
-    key: str,
+    target: TargetInfo,
     destination: Path,
-    size: int,
-    sha256: str,
     *,
     on_progress: Callable[[int], None],
     should_stop: Callable[[], bool],
     rate_limit: int | None = None,
 ) -> None:
-    """Makes `destination` the `size` bytes with digest `sha256` that lie under `key`. Blocks; for one worker thread.
+    """Makes `destination` the target, byte for byte. Blocks; for one worker thread.
 
     Args:
         store: where from.
-        key: what.
+        target: what.
         destination: the file; its folder exists.
-        size: the signed length.
-        sha256: the signed digest, in hexadecimal.
         on_progress: told how many bytes are here, after each piece.
         should_stop: asked after each piece.
         rate_limit: bytes per second, or None.
@@ -186,17 +193,18 @@ def fetch(  # noqa: PLR0913  the three of the signed target, the three of the ca
         Stopped: `should_stop` said so.
         TransferError: network, store or disk; call again later, it goes on where it stopped.
     """
+    size = target.length
     with files.saying_why(destination):
-        if _holds(destination, size, sha256):
+        if _holds(destination, target):
             return
-        part = Part(destination, size, sha256)
+        part = Part(destination, target)
     with files.saying_why(destination), part.file:
         part.resume()
         require_room(destination, size, size - part.offset)
         try:
             if part.offset < size or not size:
-                _transfer(store, key, part, Pace(rate_limit, should_stop), on_progress)
-            _require_signed(part, key)
+                _transfer(store, part, Pace(rate_limit, should_stop), on_progress)
+            _require_signed(part)
             part.finish(destination)
         except Mismatch:
             part.remove()
@@ -205,48 +213,47 @@ def fetch(  # noqa: PLR0913  the three of the signed target, the three of the ca
             if not _says_full(error):
                 raise
             part.remove()
-            raise _no_room(destination, size) from error
+            raise NoRoom(
+                f"{destination}: the disk filled up while {size / 1e6:.1f} MB were fetched: "
+                "what came was removed; make room, it is tried again"
+            ) from error
 
 
-def _transfer(store: Store, key: str, part: Part, pace: Pace, on_progress: Callable[[int], None]) -> None:
+def _transfer(store: Store, part: Part, pace: Pace, on_progress: Callable[[int], None]) -> None:
+    key, size = part.target.key, part.target.length
     try:
-        with _open(store, key, part) as download:
-            _require_length(download, part, key)
+        with _open(store, part) as download:
+            if download.size != size:
+                raise Mismatch(f"{key}: {download.size} bytes lie there, {size} are signed: publish it again")
             if download.start != part.offset:
                 part.restart()
             part.etag = download.etag
             for piece in download.pieces:
-                if part.offset + len(piece) > part.size:
-                    raise Mismatch(f"{key}: more than the {part.size} signed bytes came: look at the store")
+                if part.offset + len(piece) > size:
+                    raise Mismatch(f"{key}: more than the {size} signed bytes came: look at the store")
                 part.add(piece)
                 on_progress(part.offset)
                 pace.count(len(piece))
     except TransferError:
         part.sync()
         raise
-    if part.offset < part.size:
+    if part.offset < size:
         part.sync()
-        raise TransferError(f"{key}: the connection ended after {part.offset} of {part.size} bytes: it is tried again")
+        raise TransferError(f"{key}: the connection ended after {part.offset} of {size} bytes: it is tried again")
 
 
-def _open(store: Store, key: str, part: Part) -> Download:
+def _open(store: Store, part: Part) -> Download:
     """The rest of the object; all of it when the rest is of another one."""
     if part.offset:
         with suppress(Changed):
-            return store.stream(key, part.offset, part.etag or None)
-    return store.stream(key)
+            return store.stream(part.target.key, part.offset, part.etag or None)
+    return store.stream(part.target.key)
 
 
-def _require_length(download: Download, part: Part, key: str) -> None:
-    if download.size != part.size:
-        raise Mismatch(f"{key}: {download.size} bytes lie there, {part.size} are signed: publish it again")
-
-
-def _require_signed(part: Part, key: str) -> None:
-    if part.digest.hexdigest() != part.sha256:
-        raise Mismatch(
-            f"{key}: SHA-256 {part.digest.hexdigest()[:16]}… came, {part.sha256[:16]}… is signed: look at the store"
-        )
+def _require_signed(part: Part) -> None:
+    came, signed = part.digest.hexdigest(), part.target.sha256
+    if came != signed:
+        raise Mismatch(f"{part.target.key}: SHA-256 {came[:16]}… came, {signed[:16]}… is signed: look at the store")
 
 
 def require_room(destination: Path, size: int, missing: int) -> None:
@@ -264,13 +271,6 @@ def _says_full(error: BaseException) -> bool:
     return isinstance(cause, OSError) and cause.errno in files.NO_ROOM
 
 
-def _no_room(destination: Path, size: int) -> NoRoom:
-    return NoRoom(
-        f"{destination}: the disk filled up while {size / 1e6:.1f} MB were fetched: "
-        "what came was removed; make room, it is tried again"
-    )
-
-
-def _holds(path: Path, size: int, sha256: str) -> bool:
+def _holds(path: Path, target: TargetInfo) -> bool:
     """Whether an earlier call got as far as the name."""
-    return path.exists() and path.stat().st_size == size and files.digest_of(path) == sha256
+    return path.exists() and path.stat().st_size == target.length and files.digest_of(path) == target.sha256

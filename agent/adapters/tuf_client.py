@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -31,9 +30,8 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.adapters import files
-from agent.adapters.fetch import Mismatch
+from agent.adapters.fetch import Mismatch, TargetInfo
 from agent.adapters.store import Denied, Missing, Store, check_key
-from agent.core.documents import Document
 from agent.core.errors import InputError, TransferError, TrustError
 
 METADATA = "metadata/"
@@ -64,16 +62,6 @@ class Chain:
     timestamp: Timestamp
     snapshot: Snapshot
     targets: Targets
-
-
-class TargetInfo(Document):
-    """A listed target: what is signed of it, and where it lies."""
-
-    path: str
-    length: int
-    sha256: str
-    custom: Mapping[str, Any]
-    key: str
 
 
 class Trusted:

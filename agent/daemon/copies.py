@@ -20,10 +20,10 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from agent.adapters import files
-from agent.adapters.fetch import RESERVE_BYTES, NoRoom, fetch
+from agent.adapters.fetch import RESERVE_BYTES, NoRoom, TargetInfo, fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.source import Source
-from agent.adapters.tuf_client import TargetInfo, Trusted
+from agent.adapters.tuf_client import Trusted
 from agent.core.documents import from_json, from_yaml, to_tree
 from agent.core.errors import InputError, TransferError, TrustError
 from agent.core.messages import CONFIG, METADATA
@@ -101,7 +101,7 @@ class Copies:
         def get(target: TargetInfo, place: Path) -> None:
             progress.total = target.length
             fetch(
-                self.source, target.key, place, target.length, target.sha256,
+                self.source, target, place,
                 on_progress=count, should_stop=stop.is_set, rate_limit=self.source.pace(),
             )  # fmt: skip
 

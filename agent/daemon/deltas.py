@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.adapters import files
-from agent.adapters.fetch import NoRoom, require_room
+from agent.adapters.fetch import NoRoom, TargetInfo, require_room
 from agent.adapters.ledger import Ledger
 from agent.adapters.store import Denied, Missing
-from agent.adapters.tuf_client import TargetInfo, Trusted
+from agent.adapters.tuf_client import Trusted
 from agent.core.documents import from_tree
 from agent.core.errors import InputError, TrustError
 from agent.core.records import ReleaseRecord

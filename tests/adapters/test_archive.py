@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from agent.adapters.archive import INDEX_BYTES, ArchiveStore
-from agent.adapters.fetch import fetch
+from agent.adapters.fetch import TargetInfo, fetch
 from agent.adapters.store import Changed, Missing
 from agent.core.errors import EdgeError, InputError
 from tests.adapters.zips import zipped
@@ -134,9 +134,7 @@ def test_a_release_is_fetched_from_a_file(path, tmp_path):
     import hashlib
 
     store = ArchiveStore(zipped(path, [("first", b"x" * 100), ("targets/x.sealed", BIG), ("last", b"y" * 100)]))
-    target = tmp_path / "x.sealed"
-    fetch(
-        store, "targets/x.sealed", target, len(BIG), hashlib.sha256(BIG).hexdigest(),
-        on_progress=lambda done: None, should_stop=lambda: False,
-    )  # fmt: skip
-    assert target.read_bytes() == BIG
+    key, place = "targets/x.sealed", tmp_path / "x.sealed"
+    target = TargetInfo(path=key, key=key, length=len(BIG), sha256=hashlib.sha256(BIG).hexdigest(), custom={})
+    fetch(store, target, place, on_progress=lambda done: None, should_stop=lambda: False)
+    assert place.read_bytes() == BIG

@@ -8,7 +8,7 @@ import pytest
 
 from agent.adapters import answers, files
 from agent.adapters import fetch as fetching
-from agent.adapters.fetch import Mismatch, Stopped, fetch
+from agent.adapters.fetch import Mismatch, Stopped, TargetInfo, fetch
 from agent.adapters.store import Download
 from agent.core.errors import TransferError
 from fleet.stores import DeskFolder, open_store
@@ -31,8 +31,9 @@ class Site:
         self.progress = []
 
     def fetch(self, store, content=CONTENT, size=None, stop_at=None, **options):
+        length, sha256 = len(content) if size is None else size, hashlib.sha256(content).hexdigest()
         fetch(
-            store, KEY, self.path, len(content) if size is None else size, hashlib.sha256(content).hexdigest(),
+            store, TargetInfo(path=KEY, key=KEY, length=length, sha256=sha256, custom={}), self.path,
             on_progress=self.progress.append,
             should_stop=lambda: stop_at is not None and bool(self.progress) and self.progress[-1] >= stop_at, **options,
         )  # fmt: skip
