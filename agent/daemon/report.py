@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -57,7 +57,7 @@ class Reporter:
     intake: Intake
     runner: RunnerLink
     reconcilers: Mapping[str, Reconciler]
-    link: Callable[[], Link | None]
+    link: Link | None
     changed: Board[int]
     pulse: Pulse
 
@@ -93,12 +93,10 @@ class Reporter:
                     await self.changed.turned()
                 await asyncio.sleep(QUIET_S)
 
-    async def _every(self, interval: float, show: Callable[[State], object]) -> None:
+    async def _every(self, interval: float, show: Callable[[State], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(interval)
-            outcome = show(await self.state())
-            if asyncio.iscoroutine(outcome):
-                await outcome
+            await show(await self.state())
 
     def _write(self, state: State) -> None:
         """Not synced: it lies in memory and is made anew each second."""
@@ -112,7 +110,7 @@ class Reporter:
             log.warning("%s cannot be written (%s): `edge-agent status` will be out of date", path, error.strerror)
 
     async def _publish(self, state: State) -> None:
-        link = self.link()
+        link = self.link
         if link is None or not link.connected:
             return
         still = [replace(summary(slot), progress=0.0) for slot in state.slots.values()]
@@ -125,8 +123,7 @@ class Reporter:
             self._said, self._said_at = said, now
 
     async def _health(self, state: State) -> None:
-        link = self.link()
-        if link is None:
+        if self.link is None:
             return
         readings = await asyncio.to_thread(host.readings, self.settings.state)
         health = {
@@ -139,9 +136,9 @@ class Reporter:
             "dropped": state.broker.dropped,
         }
         topic = device_topic(self.settings.device, "tele", "health")
-        await link.publish(topic, to_json(health), 0, retain=False, expiry_s=HEALTH_EXPIRY_S)
+        await self.link.publish(topic, to_json(health), 0, retain=False, expiry_s=HEALTH_EXPIRY_S)
 
-    def _figures(self, state: State) -> None:
+    async def _figures(self, state: State) -> None:
         """Requests, FPS and latency of each slot since the last time."""
         for slot in state.slots.values():
             now, counters, since = time.monotonic(), slot.counters, self.runner.slot(slot.slot).serving_since
@@ -170,7 +167,7 @@ class Reporter:
         records = self.ledger.all("slot", SlotRecord)
         trials = tuple(self.ledger.all("trial", TrialRecord).values())
         rejections = tuple(self.ledger.all("rejection", Rejection).values())
-        link, line = self.link(), self.runner.line.value
+        link, line = self.link, self.runner.line.value
         look = host.readings(self.settings.state)
         return State(
             device=self.settings.device,

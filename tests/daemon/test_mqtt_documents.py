@@ -146,7 +146,7 @@ def test_figures_have_the_written_form(tmp_path):
     said = []
     sink = SimpleNamespace(figures=lambda topic, payload, expiry: said.append((topic, payload)))
     dark = RunnerLink(RunnerSettings(start="never"))
-    reporter(tmp_path, news=sink, runner=dark)._figures(state())
+    asyncio.run(reporter(tmp_path, news=sink, runner=dark)._figures(state()))
     ((topic, payload),) = said
     assert topic == "tele/fps/defect_detection"
     check("fps", json.loads(payload))
@@ -160,7 +160,7 @@ def test_health_has_the_written_form(tmp_path):
         said.append((topic, payload, qos, retain))
 
     link = SimpleNamespace(publish=publish)
-    asyncio.run(reporter(tmp_path, link=lambda: link)._health(state()))
+    asyncio.run(reporter(tmp_path, link=link)._health(state()))
     ((topic, payload, qos, retain),) = said
     assert (topic, qos, retain) == ("edge/v1/cam-1/tele/health", 0, False)
     check("health", json.loads(payload))
