@@ -119,7 +119,7 @@ COMMANDS = {
     "of bytes that are no JSON": (lambda *_: (uuid.uuid4().hex, b"\x00\xffgarbage"), "rejected", "is not valid JSON"),
     "that is far too long": (lambda *_: (uuid.uuid4().hex, b"x" * 20_000), "rejected", "at most"),
     "that pins what is not listed": (lambda s, _: request(s, release=ONE.replace("0628", "0101")), "failed", "is not listed"),
-    "for a slot that is not there": (lambda s, _: request(s, slot="pose"), "failed", "no slot pose"),
+    "for a slot that is not there": (lambda s, _: request(s, slot="pose"), "failed", "no slot 'pose'"),
 }  # fmt: skip
 
 
