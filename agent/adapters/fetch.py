@@ -102,9 +102,7 @@ class Part:
         self.note = destination.with_name(destination.name + ".part.json")
         self.target = target
         self.file = files.writer(self.path)
-        self.etag = ""
-        self.offset = self.synced = 0
-        self.digest = hashlib.sha256()
+        self.resume()
 
     def resume(self) -> None:
         """Takes up what an earlier call left, as far as it is certain."""
@@ -112,21 +110,18 @@ class Part:
         trusted = min(state.synced, self.path.stat().st_size) if state else 0
         self.file.truncate(trusted)
         self.file.seek(0)
+        self.etag = state.etag if state else ""
+        self.offset, self.digest = 0, hashlib.sha256()
         while self.offset < trusted:
             piece = self.file.read(min(CHUNK_BYTES, trusted - self.offset))
             self.digest.update(piece)
             self.offset += len(piece)
         self.synced = self.offset
-        self.etag = state.etag if state else ""
 
     def restart(self) -> None:
         """Forgets everything."""
-        self.file.seek(0)
-        self.file.truncate(0)
         self.note.unlink(missing_ok=True)
-        self.etag = ""
-        self.offset = self.synced = 0
-        self.digest = hashlib.sha256()
+        self.resume()
 
     def add(self, piece: bytes) -> None:
         """Appends; syncs every SYNC_BYTES."""
@@ -199,7 +194,6 @@ def fetch(
             return
         part = Part(destination, target)
     with files.saying_why(destination), part.file:
-        part.resume()
         require_room(destination, size, size - part.offset)
         try:
             if part.offset < size or not size:
