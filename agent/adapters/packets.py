@@ -71,19 +71,14 @@ class Packets(Generic[M]):
             close_all(descriptors)
             return None
         try:
-            return self._decode(packet, flags), descriptors
-        except InputError:
+            if flags & _CUT:
+                raise InputError(  # noqa: TRY301  as what is no message
+                    f"a packet is over {MESSAGE_BYTES} bytes or {DESCRIPTORS} descriptors"
+                )
+            return self._decoder.decode(packet), descriptors
+        except (InputError, msgspec.DecodeError, UnicodeDecodeError) as error:
             close_all(descriptors)
-            raise
-
-    def _decode(self, packet: bytes, flags: int) -> M:
-        if flags & _CUT:
-            raise InputError(f"channel: a packet is over {MESSAGE_BYTES} bytes or {DESCRIPTORS} descriptors")
-        try:
-            message: M = self._decoder.decode(packet)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InputError(f"channel: {error}") from error
-        return message
 
     def hang_up(self) -> None:
         """Ends the talk; both sides read its end, also one that is reading just now."""

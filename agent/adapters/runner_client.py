@@ -74,8 +74,7 @@ class RunnerClient:
     async def _listen(self, channel: Channel[Answer]) -> None:
         why = GONE
         try:
-            while (received := await channel.receive()) is not None:
-                self._take(*received)
+            await channel.each(self._take)
         except InputError as error:
             why = f"edge-runner said what we do not understand: {error}"
         finally:
