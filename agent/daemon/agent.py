@@ -16,14 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent import VERSION
-from agent.adapters import backoff, files, host, service
+from agent.adapters import backoff, files, folder_watch, host, service
 from agent.adapters.broker import Link, Message
-from agent.adapters.folder_watch import arrivals
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Outbox
 from agent.adapters.pulse import Pulse
 from agent.adapters.source import Source
-from agent.adapters.store import FileStore, open_store
+from agent.adapters.store import open_store
 from agent.adapters.tuf_client import TufClient
 from agent.core import plan
 from agent.core.documents import to_json
@@ -52,7 +51,6 @@ BUILT = datetime(2026, 11, 1, tzinfo=UTC)  # of this release of the agent: no ea
 TWICE = 1.5  # availability needs the new seat beside the old one, with some room for the rest of the machine
 AGAIN_S = 5.0
 POLL_AGAIN_S = 2.0  # first wait for a store that failed; doubled
-LOOK_S = 0.2  # at a folder that serves as a store
 BEAT_S = 5.0  # without systemd nobody asks for a beat; the loop's lag is still of interest
 
 
@@ -136,7 +134,6 @@ class Agent:
                     "runner": self.runner.run,
                     "benches": self._end_benches,
                     "poll": self._poll,
-                    "watch": self._watch,
                     "slots": lambda: self._keep_slots(tasks),
                     "imports": self.imports.run,
                     "jobs": self.jobs.run,
@@ -204,15 +201,12 @@ class Agent:
             self.news.tell("ledger", reason=self.ledger.trouble)
         self.news.tell("started", reason=f"agent {VERSION}, boot {self.boot}")
 
-    async def _watch(self) -> None:
-        """Ask at once when a store that is a folder has news: its timestamp is replaced last."""
-        store = self.copies.source.store
-        if isinstance(store, FileStore):
-            async for _ in arrivals(store.root / "metadata", "timestamp.json", LOOK_S):
-                self.intake.poll_now.set()
-
     async def _poll(self) -> None:
-        """Ask the store now and then, and when somebody wants it."""
+        """Ask the store now and then, when somebody wants it, and when a folder says that it has news."""
+        with folder_watch.watched(self.settings.store.url, lambda: self.news.post(self.intake.poll_now.set)):
+            await self._keep_polling()
+
+    async def _keep_polling(self) -> None:
         failures = 0
         while True:
             self.intake.poll_now.clear()

@@ -5,12 +5,13 @@ store is. A file of the folder that was tried is not tried again before it chang
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.adapters.archive import ArchiveStore
-from agent.adapters.folder_watch import arrivals
+from agent.adapters.folder_watch import watched
 from agent.adapters.ledger import Ledger
 from agent.adapters.source import Source
 from agent.core.errors import EdgeError, TransferError
@@ -22,9 +23,7 @@ from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler
 
 ENDING = "*.zip"
-LOOK_S = (
-    2.0  # a copy from a stick that stops for as long may be taken for a whole file; it is tried again when it goes on
-)
+LOOK_S = 30.0  # a stick that is mounted there, and a folder that is made later, wake nobody
 TRIES = 2  # of a release: the first may have begun before the import
 
 
@@ -40,16 +39,30 @@ class Imports:
     reconcilers: Mapping[str, Reconciler]
     changed: Board[int]
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _tried: set[tuple[Path, int]] = field(default_factory=set)
 
     async def run(self) -> None:
         """Take what lies in the folder and what comes into it, until cancelled."""
         if self.folder is None:
             return
-        async for path in arrivals(Path(self.folder), ENDING, LOOK_S):
-            try:
-                await self.take(path)
-            except EdgeError as error:
-                self.intake.refuse(f"import of {path.name}", str(error))
+        folder, came = Path(self.folder), asyncio.Event()
+        with watched(folder.as_uri(), lambda: self.news.post(came.set), ENDING):
+            while True:
+                came.clear()
+                for path in await asyncio.to_thread(self._untried, folder):
+                    try:
+                        await self.take(path)
+                    except EdgeError as error:
+                        self.intake.refuse(f"import of {path.name}", str(error))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await came.wait()
+
+    def _untried(self, folder: Path) -> list[Path]:
+        """The files in the folder as they are now and were not yet; they count as tried."""
+        marks = {(path, path.lstat().st_mtime_ns) for path in folder.glob(ENDING)} - self._tried
+        self._tried |= marks
+        return sorted(path for path, _ in marks)
 
     async def take(self, path: Path) -> None:
         """What the file says and holds; returns when everything that is wanted lies here.

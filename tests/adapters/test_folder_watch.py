@@ -1,41 +1,63 @@
-"""A folder tells of what came into it, once it is whole."""
+"""A folder that serves as a store tells of publications."""
 
-import asyncio
+import errno
+import threading
+import time
+
+from watchdog.observers import Observer
 
 from agent.adapters import folder_watch
-from agent.adapters.folder_watch import arrivals
+from agent.adapters.folder_watch import watched
 from fleet.stores import open_store
-from tests.fakes.waiting import reached
-
-LOOK_S = 0.02
 
 
-async def test_a_publication_is_noticed(tmp_path):
-    """Each new timestamp is told once, also in a folder that was not there yet; what is written beside it is not."""
-    store, told = open_store(f"file://{tmp_path}"), []
-
-    async def listen():
-        async for path in arrivals(tmp_path / "metadata", "timestamp.json", LOOK_S):
-            told.append(path.name)  # noqa: PERF401  it never ends
-
-    task = asyncio.create_task(listen())
-    for number in (1, 2, 3):
-        store.write(f"metadata/{number}.snapshot.json", b"{}")
-        store.write("metadata/timestamp.json", b" " * number)
-        await reached(lambda wanted=number: told == ["timestamp.json"] * wanted)
-    task.cancel()
+def test_a_publication_is_noticed_at_once(tmp_path):
+    """The new timestamp wakes; what is written before it does not."""
+    store = open_store(f"file://{tmp_path}")
+    store.write("metadata/1.root.json", b"{}")
+    woken = threading.Event()
+    with watched(f"file://{tmp_path}", woken.set):
+        store.write("metadata/2.snapshot.json", b"{}")
+        assert not woken.is_set()
+        store.write("metadata/timestamp.json", b"{}")
+        assert woken.wait(10)
 
 
-async def test_a_copy_that_is_under_way_is_not_told(tmp_path, monkeypatch):
-    """What another look finds changed is not whole yet."""
-    copy, looked, growth = tmp_path / "site.zip", folder_watch._marks, [b"three", b"pieces", b"come"]
+def test_what_is_no_folder_is_left_to_polling(tmp_path):
+    """A bucket, or a folder that is not there, is no error."""
+    for url in ("s3://models", f"file://{tmp_path}/absent"):
+        with watched(url, lambda: None):
+            pass
 
-    def look(*place):
-        if growth:
-            with copy.open("ab") as file:
-                file.write(growth.pop(0))
-        return looked(*place)
 
-    monkeypatch.setattr(folder_watch, "_marks", look)
-    told = await anext(arrivals(tmp_path, "*.zip", 0))
-    assert told.read_bytes() == b"threepiecescome"
+class Exhausted(Observer):
+    """As Linux answers a user whose inotify instances are all in use."""
+
+    def schedule(self, *args, **options):
+        raise OSError(errno.EMFILE, "inotify instance limit reached")
+
+
+class Hung(Observer):
+    """One whose threads do not end."""
+
+    def stop(self):
+        threading.Event().wait()
+
+
+def test_without_inotify_the_folder_is_left_to_polling(tmp_path, monkeypatch, caplog):
+    """No instance is left for this user: the store is polled, and one line says so."""
+    (tmp_path / "metadata").mkdir()
+    monkeypatch.setattr(folder_watch, "Observer", Exhausted)
+    with watched(f"file://{tmp_path}", lambda: None):
+        pass
+    assert [record.message.count("limit reached") for record in caplog.records] == [1]
+
+
+def test_the_end_of_a_watch_holds_nobody_up(tmp_path, monkeypatch):
+    """An observer that does not stop is left behind."""
+    (tmp_path / "metadata").mkdir()
+    monkeypatch.setattr(folder_watch, "Observer", Hung)
+    began = time.monotonic()
+    with watched(f"file://{tmp_path}", lambda: None):
+        pass
+    assert time.monotonic() - began < 5
