@@ -1,6 +1,7 @@
 """What seats say that serve nobody: which backends work on this device, and which walls hold.
 
-1. Each backend is asked in a child of its own: a library that crashes or hangs hides no other; none is imported here.
+1. No library is imported here. One child asks all backends of a library; where that crashes or hangs, each is asked
+   in a child of its own: it hides no other.
 2. Nothing of the folder that somebody stands in is run (-P), and a child that hangs is killed.
 """
 
@@ -9,12 +10,14 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from itertools import chain, starmap
 from typing import Any
 
 from agent.core.candidate import Backend, Found
 from agent.core.documents import from_json
 from agent.core.errors import BackendError, InputError
 
+LIBRARIES = ((Backend.OPENVINO,), tuple(one for one in Backend if one is not Backend.OPENVINO))  # ONNX Runtime's others
 PROBE_S = 120.0  # a first start of OpenVINO or CUDA, beside the others, from a slow flash disk
 LAST_WORDS_S = 1.0  # how long the end of a killed process may take to be told
 ENVIRONMENT = {
@@ -30,16 +33,19 @@ OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_
 
 async def find_backends() -> tuple[Found, ...]:
     """What this device can run."""
-    return tuple(await asyncio.gather(*map(find_backend, Backend)))
+    found = {one.backend: one for some in await asyncio.gather(*starmap(find, LIBRARIES)) for one in some}
+    return tuple(found[backend] for backend in Backend)
 
 
-async def find_backend(backend: Backend) -> Found:
-    """Whether this device can run one backend; no, with the reason, where the probe itself fails."""
+async def find(*backends: Backend) -> tuple[Found, ...]:
+    """Whether this device can run some backends; no, with the reason, where the probe itself fails."""
     try:
-        (found,) = from_json(tuple[Found], await ask_seat("--probe", backend), f"the probe of {backend}")
+        return from_json(tuple[Found, ...], await ask_seat("--probe", *backends), f"the probe of {' '.join(backends)}")
     except (BackendError, InputError) as error:
-        return Found(backend=backend, present=False, reason=f"{error}; look at the runner's log and the driver's")
-    return found
+        if len(backends) > 1:
+            return tuple(chain.from_iterable(await asyncio.gather(*map(find, backends))))
+        reason = f"{error}; look at the runner's log and the driver's"
+        return tuple(Found(backend=one, present=False, reason=reason) for one in backends)
 
 
 async def ask_seat(*words: str) -> bytes:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.adapters import seat_process
-from agent.adapters.seat_process import find_backend
+from agent.adapters.seat_process import find
 from agent.core.candidate import Backend
 from agent.core.documents import to_json
 from agent.daemon import doctor
@@ -14,7 +14,7 @@ from agent.daemon import doctor
 
 def test_a_backend_that_works_is_named_with_its_version_and_hardware():
     """ONNX Runtime's CPU computes on this machine."""
-    found = doctor.backend(asyncio.run(find_backend(Backend.CPU)))
+    found = doctor.backend(asyncio.run(find(Backend.CPU))[0])
     assert found.fine
     assert found.says.startswith("onnxruntime ")
 
@@ -24,7 +24,7 @@ def test_the_folder_that_it_is_started_in_is_not_believed(tmp_path, monkeypatch)
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent" / "__init__.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    assert asyncio.run(find_backend(Backend.CPU)).present
+    assert asyncio.run(find(Backend.CPU))[0].present
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_probe_that_fails_is_a_finding(tmp_path, monkeypatch, program, told):
     stand_in.write_text(program)
     stand_in.chmod(0o755)
     monkeypatch.setattr(seat_process, "sys", SimpleNamespace(executable=str(stand_in)))
-    found = doctor.backend(asyncio.run(find_backend(Backend.CUDA)))
+    found = doctor.backend(asyncio.run(find(Backend.CUDA))[0])
     assert (found.what, found.fine) == ("backend cuda", False)
     assert told in found.says
     assert "look at the runner's log and the driver's" in found.says

@@ -57,16 +57,17 @@ async def test_an_order_that_fails_ends_nothing_else(monkeypatch, error):
             task.cancel()
 
 
-async def test_a_library_that_crashes_hides_no_other(tmp_path, monkeypatch):
-    """One backend's native crash makes that one absent, with how it ended; the others are found."""
-    library = tmp_path / "openvino"
+@pytest.mark.parametrize("backend", [Backend.OPENVINO, Backend.TENSORRT])
+async def test_a_library_that_crashes_hides_no_other(tmp_path, monkeypatch, backend):
+    """One backend's native crash makes that one absent, with how it ended; those that were asked beside it are found."""
+    library = tmp_path / backend
     library.mkdir()
     (library / "__init__.py").write_text(f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = {one.backend: one for one in await find_backends()}
     assert set(found) == set(Backend)
     assert found[Backend.CPU].present
-    assert "SIGSEGV" in found[Backend.OPENVINO].reason
+    assert "SIGSEGV" in found[backend].reason
 
 
 async def test_a_library_that_hangs_has_a_deadline(monkeypatch):
