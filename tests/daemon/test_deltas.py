@@ -212,7 +212,7 @@ def listed_without_digest(shelf):
 
 
 FAULTS = {
-    "lost in the store": (lost, "not in "),
+    "lost in the store": (lost, "no such file"),
     "changed in the store": (spoilt, "is signed: look at the store"),
     "of another format": (of_another_format, "Invalid enum value"),
     "made with another zstd": (of_another_zstd, "made with zstd 9.9.9"),

@@ -39,7 +39,7 @@ def flipped(content):
 
 OBJECTS = {
     "swapped for another release": (lambda _, others: others, "are signed: publish it again"),
-    "missing": (lambda *_: None, "not in "),
+    "missing": (lambda *_: None, "no such file"),
 }  # fmt: skip
 
 
