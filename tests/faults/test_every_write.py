@@ -29,6 +29,7 @@ WRITES = (
 )
 ALL = os.environ.get("EVERY_WRITE") == "all"
 SAMPLE = 36
+CALL = re.compile(r"\d+ +(\w+)\(")
 TURNS = r"tuf/\.tmp-current|unlink.*/(metadata|configs)/"  # a set of metadata comes, a release goes
 HANGS_S = 60
 PR_SET_PTRACER = 0x59616D61  # linux/prctl.h
@@ -81,7 +82,8 @@ class Bench:
         process.kill()
         if watcher is not None:
             watcher.communicate(timeout=10)
-            self.calls = state.with_name("calls").read_text().splitlines()
+            lines = state.with_name("calls").read_text().splitlines()
+            self.calls = [line for line in lines if CALL.match(line)]  # others say how a thread's call went on
         self.killed += die_at not in {None, NEVER} and process.exitcode == -signal.SIGKILL
         return {**last(said), "error": error} if error else last(said)
 
@@ -118,7 +120,7 @@ STEP_NAMES = [*(step.name for step in durable.STEPS), "the end"]
 
 def numbered(calls):
     """Each call as (its name, how many of that name there were): strace counts every name by itself."""
-    names = [found[1] for call in calls if (found := re.match(r"\d+ +(\w+)\(", call))]
+    names = [CALL.match(call)[1] for call in calls]
     return [(name, names[: at + 1].count(name)) for at, name in enumerate(names)]
 
 
@@ -141,7 +143,7 @@ def test_a_device_killed_before_any_of_its_writes_is_whole_and_goes_on(bench):
     """No half file under a name, no half transaction, no number that fell, nothing left over; the next run finishes."""
     assert bench.run(bench.state())["done"] == len(durable.STEPS)
     moments = numbered(bench.calls)
-    turns = {moment for moment, call in zip(moments, bench.calls, strict=False) if re.search(TURNS, call)}
+    turns = {moment for moment, call in zip(moments, bench.calls, strict=True) if re.search(TURNS, call)}
     spread = moments[:: len(moments) // SAMPLE]
     tried = moments if ALL else [moment for moment in moments if moment in {*spread, *turns}]
     found = [one for die_at in tried for one in bench.trouble(die_at)]
@@ -154,5 +156,5 @@ def test_an_agent_that_writes_in_place_is_found_out(bench):
     """The search itself notices half a file that has its name."""
     broken = "files are written in place"
     bench.run(bench.state(), broken=broken)
-    large = [moment for moment, call in zip(numbered(bench.calls), bench.calls, strict=False) if "models/large" in call]
+    large = [moment for moment, call in zip(numbered(bench.calls), bench.calls, strict=True) if "models/large" in call]
     assert any("large is not whole" in one for one in bench.trouble(large[len(large) // 2], broken))
