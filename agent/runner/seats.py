@@ -4,7 +4,8 @@
    killed, since a model that hangs never comes back.
 2. A dead seat is known by the end of its channel. First its keeper hears of it (and finds another seat), then
    every order that it had not answered fails, so that whoever asks again meets the new seat.
-3. Seats are spawned, never forked. Candidates run at low priority where that can be undone.
+3. Seats are spawned, never forked. Where it can be undone, a candidate begins in the time that nobody else wants; after
+   IDLE_S of its load, or once it is loaded, it has a small share of any machine; and its full one when it serves.
 4. A spare starts when something is offered, and is ready when that is written. Nothing waits for it, nothing needs it.
 """
 
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import psutil
@@ -33,11 +35,18 @@ from agent.runner.lanes import Pair
 
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
 GUARD_S = 0.25  # between two looks at a candidate's memory
-LOW_PRIORITY = 10
-FIRST_TO_GO, NORMAL = 500, 0  # oom_score_adj: out of memory, a candidate is the one to be killed
+IDLE_S = 2.0  # a machine without idle time delays a load by so much; Python and the libraries are there sooner
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 
 Child = tuple[asyncio.subprocess.Process, Channel[FromSeat]]
+
+
+class Priority(Enum):
+    """Scheduling policy and nice value of a seat's threads, and its oom_score_adj: a candidate is the first to go."""
+
+    IDLE = (os.SCHED_IDLE, 0, 500)  # while it loads: whoever serves takes the core from it at once
+    LOW = (os.SCHED_OTHER, 10, 500)  # while it is measured, which says nothing of a process that may not run
+    NORMAL = (os.SCHED_OTHER, 0, 0)
 
 
 class SeatEndedError(Exception):
@@ -108,12 +117,15 @@ class Seat:
             BackendError: it refuses the model, ends, or misses the deadline.
         """
         self.load_deadline_s = deadline_s
+        patience = asyncio.get_running_loop().call_later(IDLE_S, self.rank, Priority.LOW)
         try:
             ready = await self._ask_to_load(deadline_s)
+            self.rank(Priority.LOW)
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
+            patience.cancel()
             self.settled.set()
         return ready
 
@@ -213,10 +225,9 @@ class Seat:
                 async with asyncio.timeout(GUARD_S):
                     await self.ended.wait()
 
-    def raise_priority(self) -> None:
-        """Makes the seat as important as any process: it serves from now on."""
-        with suppress(OSError):
-            set_priority(self.pid, 0, NORMAL)
+    def rank(self, priority: Priority) -> None:
+        """Says how the child stands against other processes from now on."""
+        set_priority(self.pid, priority)
 
     def rss_mb(self) -> float:
         """The child's resident memory; 0 when there is no child."""
@@ -347,21 +358,18 @@ async def spawn() -> Child:
         except OSError:
             ours.close()
             raise
-    lower(process.pid)
+    set_priority(process.pid, Priority.IDLE)
     return process, Channel(ours, FromSeat)
 
 
-def lower(pid: int) -> None:
-    """Makes a process give way to all others, where `raise_priority` can undo it."""
+def set_priority(pid: int, priority: Priority) -> None:
+    """Sets the priority of each thread, since Linux has none for a process, where all of it can be undone."""
+    (policy, nice, oom_score), process = priority.value, Path(f"/proc/{pid}")
     soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
     may_undo = os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= NICE_LIMIT
-    with suppress(OSError):
-        set_priority(pid, LOW_PRIORITY if may_undo else 0, FIRST_TO_GO)
-
-
-def set_priority(pid: int, nice: int, oom_score: int) -> None:
-    """Sets the priority of each thread (Linux has none for a process) and the order of going out of memory."""
-    process = Path(f"/proc/{pid}")
-    (process / "oom_score_adj").write_text(str(oom_score))
-    for thread in (process / "task").iterdir():
-        os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+    with suppress(OSError):  # it has ended
+        (process / "oom_score_adj").write_text(str(oom_score))
+        for thread in (process / "task").iterdir() if may_undo else ():
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)

@@ -35,7 +35,7 @@ from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
-from agent.runner.seats import Seat, SeatEndedError, Spare
+from agent.runner.seats import Priority, Seat, SeatEndedError, Spare
 from agent.runner.tally import Statistics, Tally
 
 RESTARTS = 3
@@ -449,7 +449,7 @@ class Slot:
         self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
         self._queue.call_all()
-        seat.raise_priority()
+        seat.rank(Priority.NORMAL)
         self._holdings.served(seat.place.ref)
 
     def _step_down(self, seat: Seat) -> None:

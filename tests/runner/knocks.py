@@ -48,7 +48,7 @@ class Seat:
             config=from_yaml(Config, one.parts["config.yaml"], "config"),
         )  # fmt: skip
 
-    def raise_priority(self) -> None:
+    def rank(self, priority) -> None:
         """It has none."""
 
     async def run(self, lane, inputs, outputs, _deadline_s) -> SeatRan:
