@@ -34,7 +34,8 @@ from agent.runner.holdings import Held
 from agent.runner.lanes import Pair
 
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
-GUARD_S = 0.25  # between two looks at a candidate's memory
+GUARD_S, SERVING_GUARD_S = 0.25, 2.0  # between two looks at the memory of a candidate, and of a seat that served
+SERVING_ROOM = 2  # times the gate: clients may send larger batches than the golden samples are
 IDLE_S = 2.0  # a machine without idle time delays a load by so much; Python and the libraries are there sooner
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 
@@ -214,30 +215,35 @@ class Seat:
             await self.ended.wait()
 
     async def guard(self) -> None:
-        """Ends a candidate that outgrows its gate before the device has no memory left."""
-        limit_mb = self.held.config.gates.max_memory_mb
-        while not (self.has_served or self.ended.is_set()):
-            if (taken_mb := self.rss_mb()) > limit_mb:
-                reason = f"{self.place}: took {taken_mb:.0f} MB; its gate allows {limit_mb:.0f} MB: killed"
+        """Ends a seat that outgrows its gate before the device has no memory left."""
+        gate_mb = self.held.config.gates.max_memory_mb
+        while not self.ended.is_set():
+            (taken_mb, own_mb), limit_mb, pause_s = self._memory_mb(), gate_mb, GUARD_S
+            if self.has_served:
+                taken_mb, limit_mb, pause_s = own_mb, SERVING_ROOM * gate_mb, SERVING_GUARD_S
+            if taken_mb > limit_mb:
+                reason = f"{self.place}: took {taken_mb:.0f} of {limit_mb:.0f} MB; its gate is {gate_mb:.0f} MB: killed"
                 self._verdict = Failure(kind=Kind.MEMORY, reason=reason)
                 self._kill()
             with suppress(TimeoutError):
-                async with asyncio.timeout(GUARD_S):
+                async with asyncio.timeout(pause_s):
                     await self.ended.wait()
 
     def rank(self, priority: Priority) -> None:
         """Says how the child stands against other processes from now on."""
         set_priority(self.pid, priority)
 
-    def rss_mb(self) -> float:
-        """The child's resident memory; 0 when there is no child."""
-        with suppress(psutil.Error, ValueError, OSError):  # no descriptor is left to look with
-            return float(psutil.Process(self.pid).memory_info().rss) / 1e6 if self.pid else 0.0
-        return 0.0
-
     def facts(self, state: str) -> SeatFacts:
         """What the agent is told of it."""
-        return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=self.rss_mb())
+        return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=self._memory_mb()[0])
+
+    def _memory_mb(self) -> tuple[float, float]:
+        """The child's resident memory, and what of it is in no file, as clients' lanes are; 0 without a child."""
+        with suppress(psutil.Error, ValueError, OSError):  # no descriptor is left to look with
+            if self.pid:
+                found = psutil.Process(self.pid).memory_info()
+                return found.rss / 1e6, (found.rss - found.shared) / 1e6
+        return 0.0, 0.0
 
     async def _send(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
         if self.ended.is_set():

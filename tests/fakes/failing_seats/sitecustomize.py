@@ -32,14 +32,26 @@ def slow(_):
     time.sleep(SLOW_S)
 
 
+def grow(_):
+    GROWN.append(b"leak" * (GROWTH_BYTES // 4))
+
+
 def nan(outputs):
     for one in outputs:
         one[...] = float("nan")
 
 
-BEFORE = {"segfault": segfault, "abort": abort, "out of memory": out_of_memory, "hang": hang, "slow": slow}
+BEFORE = {
+    "segfault": segfault,
+    "abort": abort,
+    "out of memory": out_of_memory,
+    "hang": hang,
+    "slow": slow,
+    "grow": grow,
+}
 AFTER = {"nan": nan}
 SLOW_S = 0.15
+GROWN, GROWTH_BYTES = [], 64_000_000
 ONCE = "once "
 
 
