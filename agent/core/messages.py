@@ -178,10 +178,21 @@ class Loaded(Document, tag=True):
     load_s: float
 
 
+class Beside(Document):
+    """How fast a candidate is against the seat that served meanwhile: one golden sample on each, in turns."""
+
+    place: Place  # which served
+    ratio: Annotated[float, Meta(gt=0)]  # 2.0: the candidate does twice as many frames
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} times as fast as {self.place} in the same seconds"
+
+
 class Tried(Document, tag=True):
     """What the trial measured."""
 
     evidence: Evidence
+    beside: Beside | None = None  # where nothing served, or it did not to the end
 
 
 class Counters(Document):
@@ -283,6 +294,10 @@ class SeatProve(Document, tag=True):
     """Answer: Done or Refused."""
 
 
+class SeatTurn(Document, tag=True):
+    """Run the first golden sample once. Answer: SeatRan without outputs, or Refused."""
+
+
 class LaneOpen(Document, tag=True):
     """A pair of shared arenas for one request at a time; without descriptors, the lane's end. No answer."""
 
@@ -369,7 +384,7 @@ class Denied(Document, tag=True):
 ToRunner = LaneOpen | Infer
 FromRunner = Inferred | Denied
 
-ToSeat = SeatLoad | SeatTrial | SeatProve | LaneOpen | SeatRun | SeatBell | SeatCount
+ToSeat = SeatLoad | SeatTrial | SeatProve | SeatTurn | LaneOpen | SeatRun | SeatBell | SeatCount
 FromSeat = Loaded | Done | Tried | SeatRan | SeatCounted | Refused
 
 

@@ -1,5 +1,8 @@
 """What the ledger holds of releases, and how facts become the planner's view of one slot.
 
+A candidate's speed is its ratio to what served beside it, times the speed of that: two candidates that were tried in
+different minutes are compared as if it had been the same one. Gates are of the FPS that were measured.
+
 Evidence counts while its key holds. A failure of a final kind holds for ever; any other while the evidence key of
 its candidate holds. What serves now keeps its evidence whatever changed: it is not tried again while it works.
 """
@@ -14,7 +17,7 @@ from msgspec import field
 
 from agent.core.candidate import Candidate, Evidence, Failure, Found, candidates_for, evidence_key
 from agent.core.documents import Document
-from agent.core.messages import Place, SlotFacts
+from agent.core.messages import Beside, Place, SlotFacts
 from agent.core.plan import Copy, Desired, Observed, Swap
 from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord
@@ -39,6 +42,13 @@ class TrialRecord(Document):
     key: str
     evidence: Evidence | None = None
     failure: Failure | None = None
+    beside: Beside | None = None
+    scaled_fps: float = 0.0  # where something served beside it: what candidates of other minutes are compared with
+
+    @property
+    def speed(self) -> float:
+        """FPS to compare by; 0 where none were measured."""
+        return self.scaled_fps or (self.evidence.fps if self.evidence is not None else 0.0)
 
 
 def trial_key(place: Place) -> str:
@@ -103,7 +113,7 @@ def observe(
         serving_since=facts.serving_since,
         fallback=facts.fallback,
         last_good=record.last_good,
-        passed={one.place: one.evidence.fps for one in valid if one.evidence is not None and one.failure is None},
+        passed={one.place: one.speed for one in valid if one.evidence is not None and one.failure is None},
         failed=frozenset(one.place for one in valid if one.failure is not None),
         rejected=frozenset(one.ref for one in rejections if is_rejected(one, device)),
         not_before=not_before,

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from agent.adapters import backoff
 from agent.adapters.ledger import Ledger
 from agent.core import plan
@@ -187,9 +189,8 @@ class Reconciler:
 
     def _condemn(self, place: Place, failure: Failure, device: Device) -> None:
         """Record that a candidate is out, beside what was measured of it."""
-        known = self.ledger.get("trial", trial_key(place), TrialRecord)
-        evidence = known.evidence if known is not None else None
-        self.steps.record_trial(place, device.key(place.candidate), evidence, failure)
+        known = self.ledger.get("trial", trial_key(place), TrialRecord) or TrialRecord(place=place, key="")
+        self.steps.record_trial(structs.replace(known, key=device.key(place.candidate), failure=failure))
 
     # --- the soak ----------------------------------------------------------------------------------------------
 

@@ -144,9 +144,8 @@ def reason_of(slot: SlotState) -> str:
 
 def proof_of(slot: SlotState) -> str:
     """When and how what serves was measured, and what it was held against."""
-    place = (slot.digest, slot.candidate)
-    trials = (one.evidence for one in slot.trials if (one.place.ref.digest, str(one.place.candidate)) == place)
-    evidence = next(trials, None)
+    trials = [one for one in slot.trials if one.place.ref.digest == slot.digest]
+    evidence = next((one.evidence for one in trials if str(one.place.candidate) == slot.candidate), None)
     if evidence is None:
         return "no evidence of what serves is kept here" if slot.serving else ""
     off = ", ".join(f"{one.output} {one.max_abs:.2g}" for one in evidence.deviations)
@@ -157,6 +156,7 @@ def proof_of(slot: SlotState) -> str:
     return (
         f"what serves was measured at {evidence.taken} on {', '.join(evidence.providers)}; "
         f"loaded in {evidence.load_s:.2f} s; off its golden samples by {off}; {state}"
+        + "".join(f"; {one.place.candidate} was {one.beside}" for one in trials if one.beside is not None)
     )
 
 

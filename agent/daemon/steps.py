@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from agent.adapters.fetch import Mismatch, NoRoom
 from agent.adapters.ledger import Ledger
 from agent.adapters.packets import close_all
 from agent.core import messages, plan
-from agent.core.candidate import Evidence, Failure, judge
+from agent.core.candidate import Failure, judge
 from agent.core.errors import BackendError, InputError, Kind, TransferError, TrustError
 from agent.core.messages import Place
 from agent.core.records import Device, Rejection, TrialRecord, trial_key
@@ -150,7 +152,8 @@ class Steps:
             close_all(engine)
         if failure is not None and moved:
             raise TransferError(f"{place}: {failure.reason}; but {moved} changed meanwhile, so it is measured again")
-        await asyncio.to_thread(self.record_trial, place, key, reply.evidence, failure)
+        trial = TrialRecord(place=place, key=key, evidence=reply.evidence, failure=failure, beside=reply.beside)
+        await asyncio.to_thread(self.record_trial, trial)
         if failure is not None:
             raise BackendError(failure.reason, failure.kind)
 
@@ -161,10 +164,11 @@ class Steps:
 
     # --- records -----------------------------------------------------------------------------------------------
 
-    def record_trial(self, place: Place, key: str, evidence: Evidence | None, failure: Failure | None) -> None:
-        """What is known of a place now."""
-        trial = TrialRecord(place=place, key=key, evidence=evidence, failure=failure)
-        self.ledger.put("trial", trial_key(place), trial)
+    def record_trial(self, trial: TrialRecord) -> None:
+        """What is known of a place now; its speed in the minute of what served beside it, where that is known."""
+        if trial.beside and (served := self.ledger.get("trial", trial_key(trial.beside.place), TrialRecord)):
+            trial = replace(trial, scaled_fps=trial.beside.ratio * served.speed)
+        self.ledger.put("trial", trial_key(trial.place), trial)
 
     def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
         """A release that is not tried again while this holds. What was withdrawn meanwhile stays so."""

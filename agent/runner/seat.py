@@ -74,6 +74,12 @@ class Model(Loaded):
             finite = all_finite(outputs) or not all_finite(inputs)
         return messages.SeatRan(outputs=answer.put(outputs), busy_s=busy_s, finite=finite)
 
+    def turn(self) -> messages.SeatRan:
+        """How long one golden sample takes."""
+        started = time.monotonic()
+        self.session.run(None, self.golden[0].feeds)
+        return messages.SeatRan(outputs=(), busy_s=time.monotonic() - started, finite=True)
+
     def _computed(self, names: Sequence[str], inputs: Arrays) -> Arrays:
         return dict(zip(names, self.session.run(names, inputs), strict=True))
 
@@ -225,6 +231,8 @@ class Seat:
             return messages.SeatCounted(runs=tuple(rung))
         if isinstance(message, messages.SeatTrial):
             return messages.Tried(evidence=run_trial(self._model, message.key, message.runs))
+        if isinstance(message, messages.SeatTurn):
+            return self._model.turn()
         assert isinstance(message, messages.SeatProve)
         return prove(self._model)
 

@@ -43,6 +43,7 @@ RESTARTS_WITHIN_S = 60.0
 FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
 PACE = 30  # requests between two looks at how long they took: a second of one camera
 SERVES_ON = "serves on, for want of a fall-back"
+TURNS, TURNS_S = 20, 5.0  # of a candidate and of what serves; after so many seconds two have to do
 INCIDENTS = 8  # kept; the agent sees each as it comes
 
 Times = tuple[float, float, float]  # when a request arrived, was received, and was answered
@@ -112,8 +113,25 @@ class Slot:
         assert isinstance(tried, messages.Tried)
         if tried.evidence.is_proof:
             seat.state = "proven"
+            with suppress(BackendError):  # whoever ended is told of elsewhere
+                tried = replace(tried, beside=await self._beside(seat, deadline_s))
         self._changed()
         return tried
+
+    async def _beside(self, seat: Seat, deadline_s: float) -> messages.Beside | None:
+        """How fast a seat is against the serving one; of each the quickest turn counts, which was disturbed least."""
+        if (serving := self.serving) is None or serving is seat:
+            return None
+        quickest, until = {seat: math.inf, serving: math.inf}, time.monotonic() + TURNS_S
+        for turn in range(TURNS):
+            for one, limit_s in ((seat, deadline_s), (serving, run_deadline_s(serving.held.config))):
+                ran = await one.ask(messages.SeatTurn(), limit_s)
+                assert isinstance(ran, SeatRan)
+                quickest[one] = min(quickest[one], ran.busy_s / one.held.config.batch_size)
+            if turn and time.monotonic() > until:
+                break
+        ratio = quickest[serving] / quickest[seat]
+        return messages.Beside(place=serving.place, ratio=ratio) if self.serving is serving else None
 
     async def prove(self, place: Place, deadline_s: float) -> None:
         """Return when a loaded seat computes its golden samples right.

@@ -77,11 +77,14 @@ def test_a_batch_counts_as_its_frames(model, candidate, config, metadata, golden
     assert evidence.fps == pytest.approx(4000 / evidence.latency_ms.mean, rel=0.01)
 
 
-def test_throttling_makes_a_run_void(model, candidate, config, metadata, golden, monkeypatch):
-    """When throttle counters moved during the benchmark, the evidence says so."""
-    readings = iter([{"throttled": 1.0}, {"throttled": 4.0}])
-    monkeypatch.setattr("agent.backends.trial.conditions", lambda: next(readings))
-    assert trial(model, candidate, config, metadata, golden).conditions["moved"] == "throttled"
+@pytest.mark.parametrize("counts", [(1, 4, 4, 9), (1, 4, 4, 4), (1, 1)])
+def test_a_burst_while_the_device_throttles_is_void(model, candidate, config, metadata, golden, monkeypatch, counts):
+    """It is repeated once; where the counters moved again, the evidence says so."""
+    readings = [{"throttled": float(count)} for count in reversed(counts)]
+    monkeypatch.setattr("agent.backends.trial.conditions", readings.pop)
+    told = trial(model, candidate, config, metadata, golden).conditions.get("moved")
+    assert told == ("throttled" if counts[-1] == 9 else None)
+    assert readings == []
 
 
 def test_warm_up_runs_are_not_timed():

@@ -1,17 +1,33 @@
-"""A candidate beside the seat that serves, and what it may take when it serves itself."""
+"""A candidate beside the seat that serves: how it gives way, how they are compared, and what each may take."""
 
 import asyncio
+import io
 import os
 import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from agent.core.messages import Load, Loaded, Look
-from tests.runner.conftest import eventually, release, runner_in
+from agent.core.messages import Load, Loaded, Look, Trial, Tried
+from tests.runner.conftest import SHAPE, altered, eventually, release, runner_in
 
 LOW = (os.SCHED_OTHER, 10)
+
+
+def of_turns(day, turns):
+    """A release whose golden sample takes so many turns of a loop."""
+    golden, x = io.BytesIO(), np.full(SHAPE, turns, np.float32)
+    np.savez(golden, **{"in.x": x[None], "out.y": x[None] * np.float32(2)})
+    return altered(release(day, kind="loop"), "golden.npz", golden.getvalue())
+
+
+async def tried(agent, slot, one):
+    assert isinstance(await agent.ask(Load(slot=slot, place=one.place)), Loaded)
+    answer = await agent.ask(Trial(slot=slot, place=one.place, key="k", runs=5))
+    assert isinstance(answer, Tried), answer
+    return answer
 
 
 def stands(pid):
@@ -40,6 +56,42 @@ async def test_a_candidate_gives_way_until_it_serves(agent, slot):
     assert stands(pid) == {LOW}
     await agent.promote(slot, one)
     assert stands(pid) == {(os.SCHED_OTHER, 0)}
+
+
+@pytest.mark.parametrize(("serves", "candidate"), [(3000, 30000), (30000, 3000)])
+async def test_a_candidate_is_compared_with_what_serves(agent, slot, serves, candidate):
+    """Its golden samples and those of the serving seat take turns; clients' figures know nothing of that."""
+    old, new = of_turns(1, serves), of_turns(2, candidate)
+    await agent.serve(slot, old)
+    await agent.hand_over(new)
+    beside = (await tried(agent, slot, new)).beside
+    assert beside.place == old.place
+    assert (beside.ratio > 2) == (candidate < serves)
+    assert (beside.ratio < 0.5) == (candidate > serves)
+    counters = (await agent.ask(Look())).slots[slot].counters
+    assert (counters.requests, counters.busy_s) == (0, 0)
+
+
+async def test_a_batch_is_compared_by_its_frames(agent, slot):
+    """Of two models that take as long, the one that does four frames at a time is four times as fast."""
+    old, new = of_turns(1, 20000), of_turns(2, 20000)
+    batch = altered(new, "config.yaml", new.parts["config.yaml"] + b"batch_size: 4\n")
+    await agent.serve(slot, old)
+    await agent.hand_over(batch)
+    assert (await tried(agent, slot, batch)).beside.ratio == pytest.approx(4, rel=0.4)
+
+
+async def test_a_serving_seat_that_hangs_says_nothing_against_a_candidate(agent, slot):
+    """The trial counts as one beside which nothing served; what hangs is restarted as ever."""
+    old, new = release(1), release(2)
+    await agent.hand_over(old)
+    assert (await tried(agent, slot, old)).beside is None
+    await agent.promote(slot, old)
+    await agent.hand_over(new)
+    os.kill((await agent.ask(Look())).slots[slot].seats[0].pid, signal.SIGSTOP)
+    answer = await tried(agent, slot, new)
+    assert (answer.evidence.is_proof, answer.beside) == (True, None)
+    await agent.until(slot, lambda facts: facts.serving == old.place)
 
 
 async def test_a_serving_seat_that_grows_for_ever_is_ended(tmp_path, x):
