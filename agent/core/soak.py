@@ -2,19 +2,21 @@
 
 Capacity (requests / seconds the seat was busy) is judged; the offered FPS never is: a camera that sends little is
 no fault of the model. Nor are the cameras that wait for each other: the time inside the seat is judged, not that at
-the door. A soak never ends on no evidence: too few requests are made up by probes.
+the door. A soak never ends on no evidence: too few requests are made up by probes. A trial is over before a device is
+hot: what heat costs is told, and ends no soak while the gates are kept.
 """
 
 from collections.abc import Sequence
 from statistics import median
 
-from agent.core.candidate import Failure
+from agent.core.candidate import Evidence, Failure
 from agent.core.errors import Kind
 from agent.core.messages import Counters
 from agent.core.release import Config
 
 ENOUGH_REQUESTS = 20  # fewer say nothing about a rate
 ENOUGH_FOR_P95 = 100  # five of them are the slowest five in a hundred
+SLOWED = 1.5  # times the median of the trial: a third of the speed is gone
 
 
 def judge_soak(counters: Counters, config: Config) -> Failure | None:
@@ -54,6 +56,14 @@ def judge_pace(run_ms: Sequence[float], config: Config) -> Failure | None:
         f"half of the newest {len(run_ms)} requests took {half_ms:.0f} ms or more; its gates allow {allowed_ms:.0f} ms"
     )
     return Failure(kind=Kind.SPEED, reason=reason)
+
+
+def slowed(counters: Counters, trial: Evidence) -> str:
+    """How much longer the newest runs take than those of the trial, in words; nothing where they are about as quick."""
+    now, then = counters.run_ms, trial.latency_ms
+    if now is None or then is None or counters.requests < ENOUGH_FOR_P95 or now.p50 < SLOWED * then.p50:
+        return ""
+    return f"half of the newest requests took {now.p50:.1f} ms or more, in its trial it was {then.p50:.1f} ms"
 
 
 def has_evidence(counters: Counters) -> bool:

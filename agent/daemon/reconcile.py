@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
-from agent.adapters import backoff
+from agent.adapters import backoff, host
 from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
@@ -25,7 +25,7 @@ from agent.core.messages import Counters, Facts, Incident, Place
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
-from agent.core.soak import has_evidence, judge_soak
+from agent.core.soak import has_evidence, judge_soak, slowed
 from agent.daemon.board import Board
 from agent.daemon.copies import Progress
 from agent.daemon.news import News
@@ -75,6 +75,7 @@ class Reconciler:
         self._misses: Counter[Place] = Counter()
         self._probes: Counter[Place] = Counter()
         self._lacks_room: Ref | None = None  # a release that was refused for that: the way back makes room for it
+        self._told_hot: set[Place] = set()
         self._judged_out: set[Place] = set()  # missed a gate in this soak; the planner moves away from it
 
     async def run(self) -> None:
@@ -131,6 +132,7 @@ class Reconciler:
         if isinstance(step, plan.Promote) and isinstance(outcome, Success):
             self._probes.pop(step.place, None)
             self._judged_out.discard(step.place)
+            self._told_hot.discard(step.place)
 
     async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
         """What came of the step; None when desire moved away from a fetch."""
@@ -216,7 +218,19 @@ class Reconciler:
         if failure is not None:
             self._judged_out.add(place)
             await self._miss_soak(place, failure, device)
+        elif place not in self._told_hot:
+            await self._tell_heat(place, counters)
         return failure is not None
+
+    async def _tell_heat(self, place: Place, counters: Counters) -> None:
+        """Tells, once in a soak, that heat holds the device back and what that costs. No gate is missed by it."""
+        trial = self.ledger.get("trial", trial_key(place), TrialRecord)
+        if trial is None or trial.evidence is None or not (slow := slowed(counters, trial.evidence)):
+            return
+        now, then = await asyncio.to_thread(host.readings, self.steps.copies.folder), trial.evidence.conditions
+        if now.throttled or now.throttle_count > float(then.get("throttled", now.throttle_count)):
+            self._told_hot.add(place)
+            self._tell_of("throttled", place, step="soak", reason=f"{slow}; heat has held this device back since")
 
     async def _miss_soak(self, place: Place, failure: Failure, device: Device) -> None:
         await asyncio.to_thread(self._condemn, place, failure, device)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from agent.core.candidate import Latency
+from agent.core.candidate import Backend, Candidate, Evidence, Latency
 from agent.core.errors import Kind
 from agent.core.messages import Counters
 from agent.core.release import Config, Gates
-from agent.core.soak import judge_pace, judge_soak
+from agent.core.soak import judge_pace, judge_soak, slowed
 
 GATES = Gates(min_fps=10.0, max_latency_p95_ms=50.0)
 
@@ -68,3 +68,13 @@ def test_a_pace_below_the_frame_rate_is_a_slow_down(batch, is_slow):
     frames = config(batch, Gates(min_fps=30.0))
     assert (judge_pace([60.0] * 30, frames) is not None) == is_slow
     assert (judge_soak(counted(requests=100, busy_s=6.0), frames) is not None) == is_slow
+
+
+@pytest.mark.parametrize(
+    ("p50", "requests", "told"), [(7.4, 1000, False), (7.6, 1000, True), (7.6, 99, False), (None, 1000, False)]
+)
+def test_a_third_of_the_speed_is_told(p50, requests, told):
+    """A model that takes half as long again as in its trial has slowed; a few requests say nothing of that."""
+    trial = Evidence(candidate=Candidate(backend=Backend.CPU), key="k", latency_ms=counted().run_ms)
+    newest = Latency(mean=p50, std=1, p50=p50, p95=p50, p99=p50) if p50 else None
+    assert bool(slowed(counted(requests=requests, run_ms=newest), trial)) == told
