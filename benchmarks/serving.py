@@ -1,7 +1,8 @@
 """What a camera application gets by each way in, beside a direct ONNX Runtime loop on the same models in the same run.
 
-1. One client asks for one frame after the other. Every way has its turn in each round, and a ratio is the median over
-   the rounds of its frames per second and the direct loop's of that round: a neighbour that is busy hits all of them.
+1. One client asks for one frame after the other; a stream has the next one under way meanwhile. Every way has its turn
+   in each round, and a ratio is the median over the rounds of its frames per second and the direct loop's of that
+   round: a neighbour that is busy hits all of them.
 2. The direct loop is what an application would write itself: a session in its own process, of as many threads as the
    seat has, and each frame copied once, as a camera brings it.
 3. Two models: a small detector of this repository, and one of YOLOv8n's size ($EDGE_ACCEPTANCE_MODELS, else a graph of
@@ -12,6 +13,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -43,6 +45,7 @@ MODELS = {"small": "small detector", "yolo": "YOLOv8n-sized"}
 WAYS = {
     "direct": "direct loop",
     "client": "our client",
+    "stream": "our client's stream, two frames under way",
     "shm": "shared memory over HTTP",
     "grpc_shm": "shared memory over gRPC",
     "http": "binary tensors over HTTP",
@@ -142,7 +145,7 @@ def model(slot: str, path: Path, day: int, candidate: Candidate) -> Model:
 def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """The ratio of each way in, and its latencies."""
     with ExitStack() as stack:
-        ways = {"direct": direct(one, sizes.candidate, stack), "client": by_client(one, running, stack)}
+        ways = {"direct": direct(one, sizes.candidate, stack)} | by_client(one, running, stack)
         ways |= by_triton(one, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", stack)
         peer = None
         if sizes.candidate == CPU:
@@ -196,10 +199,11 @@ def direct(one: Model, candidate: Candidate, stack: ExitStack) -> Ask:
     return ask
 
 
-def by_client(one: Model, running: Running, stack: ExitStack) -> Ask:
+def by_client(one: Model, running: Running, stack: ExitStack) -> dict[str, Ask]:
     """Our client, through memory files."""
     client = stack.enter_context(Client(f"unix:{running.door}"))
-    return lambda: client.infer(one.slot, one.feeds)
+    stream = stack.enter_context(closing(client.stream(one.slot, itertools.repeat(one.feeds))))
+    return {"client": lambda: client.infer(one.slot, one.feeds), "stream": lambda: next(stream)}
 
 
 def by_triton(one: Model, http_at: str, grpc_at: str, stack: ExitStack) -> dict[str, Ask]:

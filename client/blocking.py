@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +47,7 @@ class Client:
                 if self._line is not None and self._line.under_way:
                     self._hang_up()
 
-    def stream(self, slot: str, frames: Iterable[Frame]) -> Iterator[Answer]:
+    def stream(self, slot: str, frames: Iterable[Frame]) -> Generator[Answer, None, None]:
         """The answers to frames, in order; while the model computes one, the next is on its way to it.
 
         Raises:

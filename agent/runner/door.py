@@ -8,7 +8,6 @@
 
 import asyncio
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,23 +21,27 @@ import msgspec
 
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
-from agent.core.messages import BODY_BYTES, Place, SeatRan, Slice
+from agent.core.messages import BODY_BYTES, SeatRan, Slice
 from agent.runner.answers import Answered, Asked
 from agent.runner.holdings import Held
-from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, write_head
+from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, unavailable, write_head
 from agent.runner.intake import check_lengths, receive
 from agent.runner.lanes import Lane
 from agent.runner.metrics import CONTENT_TYPE, exposition
+from agent.runner.model_documents import (
+    OtherVersionError,
+    check_version,
+    index_entry,
+    model_answer,
+    response_head,
+    stats_of,
+)
 from agent.runner.open_inference import (
     EXTENSIONS,
     Request,
     check_request,
-    config_document,
-    model_document,
     read_region,
     read_terms,
-    stats_entry,
-    version_of,
     write_response,
 )
 from agent.runner.queue import LateError
@@ -57,10 +60,6 @@ Outputs = list[tuple[Slice, memoryview]]
 
 _MODEL = re.compile(r"/v2/models/(?!stats$)([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|stats|infer))?")
 _REGION = re.compile(r"/v2/systemsharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
-
-
-class OtherVersionError(InputError):
-    """A request names a version that does not serve."""
 
 
 class Door:
@@ -316,11 +315,6 @@ def allow(ask: RequestHead, method: str) -> None:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, f"{ask.path} takes {method} alone", {"Allow": method})
 
 
-def unavailable(reason: str, seconds: float) -> HttpError:
-    """The refusal that says when to try again."""
-    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": str(max(1, math.ceil(seconds)))})
-
-
 def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Asked:
     """The request as orders to a seat with this release.
 
@@ -331,22 +325,6 @@ def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Aske
     outputs = tuple(one.name for one in request.document.outputs)
     check_request(request.document.inputs, outputs, held.metadata, held.config)
     return tuple(request.slices.values()), outputs
-
-
-def check_version(slot: Slot, name: str, version: str | None) -> None:
-    """Return when `version` is the serving one, or none is asked for.
-
-    Raises:
-        OtherVersionError: it is another.
-    """
-    serving = version_of(name)
-    if version not in {None, serving}:
-        raise OtherVersionError(f"{slot.name} serves version {serving}; version {version} is not here")
-
-
-def platform_of(place: Place) -> str:
-    """What a place computes with, as Triton would say it."""
-    return f"{place.candidate.backend}_onnx"
 
 
 def outputs_of(lane: Lane, ran: SeatRan) -> Outputs:
@@ -360,53 +338,3 @@ def outputs_of(lane: Lane, ran: SeatRan) -> Outputs:
     if wrong is not None:
         raise BackendError(f"output {wrong}: the seat did not write all of it")
     return outputs
-
-
-def response_head(slot: Slot, answered: Answered) -> dict[str, Any]:
-    """Whose answer it is."""
-    place = answered.seat.place
-    parameters: dict[str, Any] = {"release": place.ref.name, "candidate": str(place.candidate)}
-    if not answered.ran.finite:
-        parameters["finite"] = False
-    return {"model_name": slot.name, "model_version": version_of(place.ref.name), "parameters": parameters}
-
-
-def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
-    """A document about one model.
-
-    Raises:
-        HttpError: no model serves.
-        OtherVersionError: another version does.
-    """
-    if what == "stats":
-        return {"model_stats": stats_of(slot, version)}
-    seat = slot.serving
-    if seat is None:
-        raise unavailable(f"{slot.name}: no model serves at the moment", slot.hold_s)
-    name, metadata = seat.place.ref.name, seat.held.metadata
-    check_version(slot, name, version)
-    match what:
-        case "ready":
-            return {"name": slot.name, "ready": True}
-        case "config":
-            return config_document(slot.name, platform_of(seat.place), metadata)
-    return model_document(slot.name, version_of(name), platform_of(seat.place), metadata)
-
-
-def stats_of(slot: Slot, version: str | None) -> list[Any]:
-    """The statistics of one version, or of all that are loaded and have served.
-
-    Raises:
-        OtherVersionError: that one has not.
-    """
-    found = {version_of(name): one for name, one in slot.statistics.items()}
-    if version is not None and version not in found:
-        raise OtherVersionError(f"{slot.name}: version {version} has no statistics; there are {sorted(found)}")
-    return [stats_entry(slot.name, one, found[one]) for one in found if version in {None, one}]
-
-
-def index_entry(slot: Slot) -> dict[str, str]:
-    """One line of the model repository's index."""
-    if slot.serving is None:
-        return {"name": slot.name, "state": "UNAVAILABLE", "reason": "no model serves at the moment"}
-    return {"name": slot.name, "version": version_of(slot.serving.place.ref.name), "state": "READY", "reason": ""}

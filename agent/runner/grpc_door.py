@@ -19,21 +19,12 @@ from google.protobuf.message import DecodeError
 
 from agent.core.errors import InputError
 from agent.runner.answers import Answered
-from agent.runner.door import (
-    CONNECTIONS,
-    METADATA,
-    Door,
-    OtherVersionError,
-    Outputs,
-    index_entry,
-    model_answer,
-    response_head,
-    status_of,
-)
+from agent.runner.door import CONNECTIONS, METADATA, Door, Outputs, status_of
 from agent.runner.grpc_messages import SERVICE, message
 from agent.runner.http_head import HttpError
 from agent.runner.intake import put
 from agent.runner.lanes import Lane
+from agent.runner.model_documents import OtherVersionError, index_entry, model_answer, response_head
 from agent.runner.open_inference import NAMES, InferDocument, Request, place_request
 from agent.runner.queue import LateError
 from agent.runner.regions import Registered

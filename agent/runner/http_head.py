@@ -6,6 +6,7 @@
 3. An error has a status, and a sentence as the Open Inference Protocol writes it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -96,3 +97,8 @@ def write_head(status: int, length: int, headers: Mapping[str, str], *, keeps_al
     if not keeps_alive:
         lines.append("Connection: close")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def unavailable(reason: str, seconds: float) -> HttpError:
+    """The refusal that says when to try again."""
+    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": str(max(1, math.ceil(seconds)))})
