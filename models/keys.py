@@ -1,14 +1,16 @@
-"""What nobody would read in a release's config: unknown keys, keys that stand twice, and words that are none.
+"""What nobody would read in a release's config: unknown keys, keys that stand twice, words and numbers that are none.
 
 1. A device leaves keys alone that it does not know, since a newer desk may have written them. The desk knows every key
    there is: here an unknown one is a typing mistake, and what it was to set would not be set.
 2. Of a key that stands twice, YAML's reader takes the last without a word. Which one was meant, nobody knows.
-3. Each key is named by its way from the top, with the key that was probably meant. What is for other programs belongs
+3. JSON, in which devices tell each other of a config, has no infinity: a gate that is to hold always is left away.
+4. Each key is named by its way from the top, with the key that was probably meant. What is for other programs belongs
    under `postprocessing:`, which may hold anything.
 """
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -27,6 +29,8 @@ def unread_keys(content: bytes, tree: object) -> Iterator[str]:
         yield f"config: {at}{key} is not known; {_cure(at, key, here, known)}"
     for way, word, words in _strange(config, tree):
         yield f"config: {way} {word!r}: one of {', '.join(map(str, words))}"
+    for way, number in _endless(tree):
+        yield f"config: {way} is {number}, which is no number to compare with: give one, or leave the key away"
     for path, line in _twice(yaml.compose(content, yaml.SafeLoader), "", set()):
         yield f"config: {path} stands twice, again in line {line}; the last would count: leave one"
 
@@ -69,6 +73,15 @@ def _strange(kind: msgspec.inspect.Type, tree: Any, way: str = "") -> Iterator[t
             for field in form.fields:
                 if field.encode_name in tree:
                     yield from _strange(field.type, tree[field.encode_name], f"{way}.{field.encode_name}".strip("."))
+
+
+def _endless(tree: object, way: str = "") -> Iterator[tuple[str, float]]:
+    """(way, number) of each infinity and NaN of a tree."""
+    if isinstance(tree, float) and not isfinite(tree):
+        yield way, tree
+    below = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in below:
+        yield from _endless(value, f"{way}.{key}".strip("."))
 
 
 def _forms(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:

@@ -7,7 +7,6 @@ plain ONNX Runtime too, with the same tensor.
 import json
 import os
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import onnxruntime
 import pytest
 import yaml
 
+from agent.core.plan import TIE
 from tests.acceptance import faces
 from tests.system.plant import ROOT, Plant, UnixConnection, infer
 
@@ -127,26 +127,28 @@ def test_the_served_embedder_tells_faces_apart(door, plain):
 
 @pytest.mark.parametrize("slot", [DETECTION, RECOGNITION])
 def test_both_backends_were_proven_and_the_faster_one_serves(device, capsys, slot):
-    """ONNX Runtime and OpenVINO passed parity on this device, and what was measured there decided."""
+    """ONNX Runtime and OpenVINO passed parity on this device, and what was measured there decided; a tie is no defeat."""
     state = device.slot(slot)
-    records = sorted(state["trials"], key=lambda one: -(one["scaled_fps"] or one["evidence"]["fps"]))
-    trials = [one["evidence"] for one in records]
+    speeds = {
+        one["place"]["candidate"]["backend"]: one["scaled_fps"] or one["evidence"]["fps"] for one in state["trials"]
+    }
+    trials = sorted((one["evidence"] for one in state["trials"]), key=lambda one: -speeds[one["candidate"]["backend"]])
     assert {one["candidate"]["backend"] for one in trials} == {"cpu", "openvino"}
     for one in trials:
         assert one["deviations"]
         assert all(deviation["within"] for deviation in one["deviations"])
-    assert state["candidate"].split("/")[0] == trials[0]["candidate"]["backend"]
+    assert speeds[state["candidate"].split("/")[0]] >= (1 - TIE) * max(speeds.values())
     with capsys.disabled():
-        print(f"\n{slot}: {verdict(trials)}")
+        print(f"\n{slot}: {verdict(trials, speeds)}")
 
 
-def verdict(trials):
+def verdict(trials, speeds):
     """Who won and by how much, in words."""
     told = [
         f"{one['candidate']['backend']} {one['fps']:.1f} FPS, p50 {one['latency_ms']['p50']:.1f} ms" for one in trials
     ]
-    ratios = [f"{fast['fps'] / slow['fps']:.2f} times" for fast, slow in pairwise(trials)]
-    return f"{told[0]} won by {ratios[0]} over {told[1]}"
+    fast, slow = (speeds[one["candidate"]["backend"]] for one in trials)
+    return f"{told[0]} won by {fast / slow:.2f} times over {told[1]}"
 
 
 def is_settled(state):

@@ -138,6 +138,7 @@ def test_metadata_that_is_not_true_is_told(release, changes, told):
         ({"thraeds": 2}, "thraeds is not known; did you mean optimization.threads?"),
         ({"preprocessing": {"colour": "RGB", "sdt": [1.0]}}, "preprocessing.sdt is not known; did you mean"),
         ({"gates": {"parity": {"scores": {"atoll": 1}}}}, "did you mean gates.parity.scores.atol?"),
+        ({"gates": {"max_memory_mb": float("inf")}}, "gates.max_memory_mb is inf, which is no number to compare with"),
         ({"variants": ["fp16", "fp99"]}, "config: variants 'fp99': one of bf16, fp16, fp32, int8"),
         ({"preprocessing": {"layout": "NCWH"}}, "config: preprocessing.layout 'NCWH': one of NCHW, NHWC"),
         ({"author": "me"}, "what is for other programs belongs under postprocessing"),
