@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if level not in logging.getLevelNamesMapping():
         raise InputError(f"EDGE_LOG={level}: not a log level; write DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf", "mqtt"):
+    for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf"):
         logging.getLogger(library).setLevel(logging.WARNING)
     leave_no_dump()  # keys are in this memory
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else each worker thread keeps memory of its own, about 2 MB

@@ -393,11 +393,18 @@ async def test_a_broker_that_hangs_up_at_once_is_not_waited_for(outbox, monkeypa
         came.append(await reader.read(100))
         writer.close()
 
-    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    site = site_on(server.sockets[0].getsockname()[1], outbox)
-    async with server, site.running(connected=False):
+    async with site_at(hang_up, outbox) as site:
         await reached(lambda: len(came) > 3)
         assert "hung up" in site.link.last_error
+
+
+@contextlib.asynccontextmanager
+async def site_at(serve, outbox):
+    """A site whose broker is whatever `serve` does with a connection."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    site = site_on(server.sockets[0].getsockname()[1], outbox)
+    async with server, site.running(connected=False):
+        yield site
 
 
 GRANTED = b"\x90\x08NN\x00" + b"\x01" * 5
@@ -427,9 +434,7 @@ async def test_what_is_no_mqtt_ends_the_connection_alone(outbox, monkeypatch, sa
             await reader.read(1000)
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    site = site_on(server.sockets[0].getsockname()[1], outbox)
-    async with server, site.running(connected=False):
+    async with site_at(accept, outbox) as site:
         await reached(lambda: len(came) > 2)
         assert "check the network" in site.link.last_error
 

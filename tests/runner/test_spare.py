@@ -26,22 +26,15 @@ class Children:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def running(tmp_path_factory):
+async def shared(tmp_path_factory):
     """A runner with no other seats than those of these tests."""
     async with runner_in(tmp_path_factory.mktemp("runner")) as one:
         yield one
 
 
-@pytest_asyncio.fixture
-async def agent(running):
-    one = await running.agent()
-    yield one
-    await one.client.close()
-
-
 @pytest.fixture
-def children(running, agent):
-    return Children(running)
+def children(shared, agent):
+    return Children(shared)
 
 
 async def offer(agent, one) -> list[int]:
@@ -117,19 +110,19 @@ async def test_no_spare_waits_for_an_agent_that_has_left(agent, children):
     await eventually(lambda: not children())
 
 
-async def test_memory_that_is_offered_is_given_back_when_the_agent_leaves(running, agent):
+async def test_memory_that_is_offered_is_given_back_when_the_agent_leaves(shared, agent):
     """What an agent died over is not kept until its release is offered again; another agent's may still be written."""
     one = release(4)
     numbers = await offer(agent, one)
-    assert files_of(running, one) == len(numbers)
-    passing_by = await running.agent()
+    assert files_of(shared, one) == len(numbers)
+    passing_by = await shared.agent()
     await passing_by.client.close()
     assert await hand_over(agent, one, numbers) == Done()
     two = release(5)
     close_all(await offer(agent, two))
     await agent.client.close()
-    await eventually(lambda: not files_of(running, two))
-    assert files_of(running, one) == len(numbers)
+    await eventually(lambda: not files_of(shared, two))
+    assert files_of(shared, one) == len(numbers)
 
 
 def files_of(running, one) -> int:
