@@ -19,7 +19,7 @@ from agent.adapters.packets import M, Packets, Received, close_all, nobody_answe
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen, SeatRan
 from client.answer import Answer, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, frames_path
+from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, bells_in, frames_path
 
 
 class Client:
@@ -161,7 +161,7 @@ class Line:
             lane.close()
 
     def _take(self, said: FromRunner, descriptors: list[int]) -> None:
-        bells = [socket.socket(fileno=number) for number in descriptors]
+        bells = bells_in(said, descriptors)
         if said.lane >= DEPTH:
             raise UnavailableError(f"{self._path}: {STRANGER}: lane {said.lane}")
         if isinstance(said, Denied) and said.lane < 0:

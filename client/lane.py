@@ -7,6 +7,9 @@
    its seat alone. A bell that ends says nothing: the request is the runner's again.
 """
 
+import os
+import socket
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from agent.adapters.channel import frames_beside
 from agent.adapters.memory_file import arena, map_for_reading
 from agent.adapters.packets import Packets, close_all
 from agent.core.errors import TransferError
-from agent.core.messages import BODY_BYTES, Infer, Inferred, SeatRan
+from agent.core.messages import BODY_BYTES, FromRunner, Infer, Inferred, SeatRan
 from client.answer import Answer, RequestError
 
 DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
@@ -135,6 +138,14 @@ class Lane:
 
     def __del__(self) -> None:
         self.close()  # a client that nobody closed
+
+
+def bells_in(said: FromRunner, descriptors: list[int]) -> list[socket.socket]:
+    """The bells that came with an answer; whatever else came is closed."""
+    if isinstance(said, Inferred) and all(stat.S_ISSOCK(os.fstat(one).st_mode) for one in descriptors):
+        return [socket.socket(fileno=one) for one in descriptors]
+    close_all(descriptors)
+    return []
 
 
 def tensors(frame: Frame) -> dict[str, NDArray[Any]]:

@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import socket
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, Inferred, LaneOpen, SeatRan
 from client.answer import Answer, ClientError, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, Bell, BrokenError, Frame, Lane, frames_path
+from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, Bell, BrokenError, Frame, Lane, bells_in, frames_path
 
 
 class AsyncClient:
@@ -120,7 +119,7 @@ class AsyncLine:
             self._end(error)
 
     def _take(self, said: FromRunner, descriptors: list[int]) -> None:
-        bells = [socket.socket(fileno=number) for number in descriptors]
+        bells = bells_in(said, descriptors)
         if isinstance(said, Denied) and said.lane < 0:
             raise error_of(said)
         lane = self._lanes[said.lane]

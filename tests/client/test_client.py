@@ -13,7 +13,7 @@ import pytest
 
 from agent.adapters.channel import listen
 from agent.adapters.packets import Packets, close_all
-from agent.core.messages import Denied, LaneOpen, Look, ToRunner, Unload, encode
+from agent.core.messages import Denied, Inferred, LaneOpen, Look, ToRunner, Unload, encode
 from client import AsyncClient, Client, ModelError, RequestError, UnavailableError
 from tests.fakes.descriptors import held
 from tests.fakes.waiting import reached
@@ -249,6 +249,24 @@ async def test_what_is_no_runner(new_runner, x, packet):
     async with AsyncClient(stranger) as looped:
         with pytest.raises(UnavailableError, match="no edge-runner"):
             await looped.infer("a", x)
+
+
+async def test_a_bell_that_is_no_socket_is_none(new_runner, x):
+    """Who answers may send along what he likes: it is closed, and the answer is one."""
+
+    def answer(packets, ask):
+        number = os.open("/dev/null", os.O_RDONLY)
+        said = Inferred(lane=ask.lane, release="a_20250601", candidate="cpu", outputs=(), finite=True)
+        packets.send(said, [number])
+        os.close(number)
+
+    odd = new_runner(answer)
+    with Client(odd) as client:
+        for _ in range(2):
+            assert (await asyncio.to_thread(client.infer, "a", x)).version == "20250601"
+    async with AsyncClient(odd) as looped:
+        for _ in range(2):
+            assert (await looped.infer("a", x)).version == "20250601"
 
 
 def test_a_runner_that_hangs_up_at_each_request(new_runner, x):
