@@ -1,7 +1,8 @@
 """The agent's line to the runner: found or started, lost and found again.
 
 1. The runner outlives the agent: it is started in a session of its own, and an agent that comes back finds it.
-2. Nobody else starts it: under systemd it is a unit, and `runner.start: never` says so.
+2. Nobody else starts it: under systemd it is a unit, and `runner.start: never` says so. One that answered is started
+   again at once; those that end before that, after ever longer.
 3. The facts on the board are the runner's own; None means that there is no line now.
 """
 
@@ -9,11 +10,12 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.adapters import files, memory_file
+from agent.adapters import backoff, files, memory_file
 from agent.adapters.packets import close_all
 from agent.adapters.runner_client import RunnerClient
 from agent.core.errors import BackendError, TransferError
@@ -26,6 +28,7 @@ LOG = "runner.log"
 LOG_BYTES = 4096  # of its end: enough for the last line
 STOP_S = 5.0
 KNOCK_S = 0.1  # between two tries to reach a runner that is starting
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # from one start to the next, while none comes up
 
 
 class RunnerLink:
@@ -37,6 +40,7 @@ class RunnerLink:
         self.facts: Board[Facts | None] = Board(None)
         self.last_error = ""
         self._child: asyncio.subprocess.Process | None = None
+        self._starts, self._not_before = 0, 0.0  # since a runner last answered
 
     async def run(self) -> None:
         """Keep the line until cancelled."""
@@ -49,7 +53,7 @@ class RunnerLink:
                 await self._start_if_ours()
                 await asyncio.sleep(KNOCK_S)
                 continue
-            self.last_error = ""
+            self.last_error, self._starts = "", 0
             self.facts.post(line.facts)
             self.line.post(line)
             try:
@@ -99,8 +103,11 @@ class RunnerLink:
                     await line.ask(Stop())
 
     async def _start_if_ours(self) -> None:
-        if self._settings.start != "auto" or (self._child is not None and self._child.returncode is None):
+        is_running = self._child is not None and self._child.returncode is None
+        if self._settings.start != "auto" or is_running or time.monotonic() < self._not_before:
             return
+        self._starts += 1
+        self._not_before = time.monotonic() + backoff.wait_s(self._starts, FIRST_WAIT_S, LONGEST_WAIT_S)
         try:
             log = await asyncio.to_thread(open_log, Path(self._settings.folder))
         except OSError as error:

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+import time
 
-from agent.daemon.runner_link import RunnerLink
+from agent.daemon.runner_link import FIRST_WAIT_S, RunnerLink
 from agent.daemon.settings import RunnerSettings
 from tests.fakes.waiting import reached
 
@@ -42,3 +43,20 @@ async def test_why_no_runner_comes_up_is_told_for_as_long_as_that_is_so(tmp_path
             await asyncio.wait([keeping])
             await link._child.wait()  # the last one meets the same, before the port is free
     assert all(f"edge-runner ended: --tcp {address}" in one for one in told), told
+
+
+async def test_a_runner_that_ends_at_once_is_started_ever_more_rarely(tmp_path, monkeypatch):
+    """What keeps a runner from coming up is met again after longer and longer waits, not as fast as processes start."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho started\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    monkeypatch.setattr("random.uniform", lambda _, longest: longest)
+    link = RunnerLink(RunnerSettings(folder=str(tmp_path), tcp=None))
+    began, keeping = time.monotonic(), asyncio.create_task(link.run())
+    try:
+        await reached((tmp_path / "runner.log").exists)
+        await reached(lambda: (tmp_path / "runner.log").read_text().count("started") == 3, 60)
+    finally:
+        keeping.cancel()
+    assert time.monotonic() - began > FIRST_WAIT_S + 2 * FIRST_WAIT_S
