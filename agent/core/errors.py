@@ -22,6 +22,7 @@ class Kind(StrEnum):
     MEMORY = "memory"
     BACKEND = "backend"
     WITHDRAWN = "withdrawn"
+    STALE = "stale"  # of no release: edge-runner is older than its files, and nothing loads until it is restarted
 
     @property
     def is_final(self) -> bool:

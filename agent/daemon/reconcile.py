@@ -272,7 +272,8 @@ class Reconciler:
             self._tell_of("incident", incident.place, outcome=incident.action, reason=incident.failure.reason)
             if incident.action.startswith("serves on"):  # slow, and nothing better is there: its soak is judged here
                 continue
-            if incident.place != record.last_good or incident.action.startswith("gave up"):
+            is_its_fault = incident.failure.kind is not Kind.STALE
+            if is_its_fault and (incident.place != record.last_good or incident.action.startswith("gave up")):
                 await self._miss(incident.place, incident.failure, device)
 
     # --- facts -------------------------------------------------------------------------------------------------

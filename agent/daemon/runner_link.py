@@ -18,7 +18,7 @@ from typing import BinaryIO
 from agent.adapters import backoff, files, memory_file
 from agent.adapters.packets import close_all
 from agent.adapters.runner_client import RunnerClient
-from agent.core.errors import BackendError, TransferError
+from agent.core.errors import BackendError, Kind, TransferError
 from agent.core.messages import Facts, Look, Order, Part, Refused, Reply, SlotFacts, Stop
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
@@ -67,7 +67,7 @@ class RunnerLink:
         """The runner's answer; a refusal is raised.
 
         Raises:
-            TransferError: there is no line, or it broke.
+            TransferError: there is no line, it broke, or the runner is to be restarted first.
             BackendError: the runner refused; its kind and reason are the runner's.
         """
         line = self.line.value
@@ -75,6 +75,8 @@ class RunnerLink:
             raise TransferError(self.last_error or "edge-runner is not there yet")
         reply, received = await line.ask(order, descriptors)
         if isinstance(reply, Refused):
+            if reply.failure.kind is Kind.STALE:
+                raise TransferError(reply.failure.reason)
             raise BackendError(reply.failure.reason, reply.failure.kind)
         return reply, received
 

@@ -1,4 +1,4 @@
-"""A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR`, on a channel to it.
+"""A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR VERSION`.
 
 1. It does one thing at a time. Orders are done as they were asked, and each but LaneOpen and SeatBell gets one answer.
    Between two orders one ring is answered (bells.py), the bells in turn: nobody waits for another's stream.
@@ -8,7 +8,8 @@
 4. An engine that comes along is taken only if it computes the golden samples right; else the model is built anew. One
    that was built here is given away once, when it is proven.
 5. It stands between walls (walls.py), and so does a probe: what works inside them is what counts.
-6. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
+6. A runner of another version, the last number aside, may mean something else: it is told so, and nothing is loaded.
+7. Only this file may import the backends, and nobody imports this file: no other process loads their libraries.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent import VERSION
 from agent.adapters.arena import Arena
 from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
@@ -276,8 +278,16 @@ def settle(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the runner, which lets us finish
 
 
+def refuse(channel: Packets[ToSeat], version: str) -> None:
+    """Says no to a runner that was there before these files, whatever it asks: that is not even read."""
+    if channel.sock.recv(1):
+        reason = f"edge-runner is still {version or '0.1.0'}, and its files are {VERSION}: restart edge-runner"
+        kind = Kind.STALE if version else Kind.BACKEND  # 0.1.0 knows no other, and does not say its version
+        channel.send(messages.Refused(failure=Failure(kind=kind, reason=reason)))
+
+
 def main() -> None:
-    """`seat PARENT DESCRIPTOR`; `seat --walls` and `seat --probe [NAME ...]` say as JSON what holds and what works."""
+    """`seat PARENT DESCRIPTOR VERSION`; `--walls` and `--probe [NAME ...]` say as JSON what holds and what works."""
     drawn = walls.draw()
     if sys.argv[1:2] == ["--walls"]:
         sys.stdout.buffer.write(to_json(drawn))
@@ -285,9 +295,13 @@ def main() -> None:
     if sys.argv[1:2] == ["--probe"]:
         sys.stdout.buffer.write(to_json(probe([Backend(name) for name in sys.argv[2:]] or Backend)))
         return
-    parent, descriptor = map(int, sys.argv[1:])
-    settle(parent)
-    Seat(Packets(socket.socket(fileno=descriptor), ToSeat)).serve()
+    parent, descriptor, version = (*sys.argv[1:], "")[:3]
+    settle(int(parent))
+    channel: Packets[ToSeat] = Packets(socket.socket(fileno=int(descriptor)), ToSeat)
+    if version.rpartition(".")[0] == VERSION.rpartition(".")[0]:
+        Seat(channel).serve()
+    else:
+        refuse(channel, version)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from agent import VERSION
 from agent.adapters.channel import Channel
 from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended, spawn_seat
 from agent.core import messages
@@ -360,7 +361,7 @@ async def spawn() -> Child:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         try:
-            process = await spawn_seat(str(os.getpid()), str(theirs.fileno()), pass_fds=(theirs.fileno(),))
+            process = await spawn_seat(str(os.getpid()), str(theirs.fileno()), VERSION, pass_fds=(theirs.fileno(),))
         except OSError:
             ours.close()
             raise
