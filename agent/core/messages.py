@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
-from agent.core.documents import Document
+from agent.core.documents import Document, OpenDocument
 from agent.core.errors import InputError
 from agent.core.release import Config, Ref
 
@@ -298,13 +298,13 @@ class SeatTurn(Document, tag=True):
     """Run the first golden sample once. Answer: SeatRan without outputs, or Refused."""
 
 
-class LaneOpen(Document, tag=True):
+class LaneOpen(OpenDocument, tag=True):
     """A pair of shared arenas for one request at a time; without descriptors, the lane's end. No answer."""
 
     lane: int
 
 
-class Slice(Document):
+class Slice(OpenDocument):
     """A tensor inside an arena."""
 
     name: str
@@ -322,7 +322,7 @@ class SeatRun(Document, tag=True):
     outputs: tuple[str, ...] = ()  # empty: all
 
 
-class SeatRan(Document, tag=True):
+class SeatRan(OpenDocument, tag=True):
     """The outputs lie in the lane's answer arena."""
 
     outputs: tuple[Slice, ...]
@@ -349,11 +349,13 @@ class SeatCounted(Document, tag=True):
 # --- the runner and a client of ours ----------------------------------------------------------------------------
 # A client opens lanes of its own with LaneOpen, whose two memory files it made; a lane carries one request at a time.
 # An Inferred may bring a bell as a descriptor: any packet on it asks the seat for the same again. SeatRan answers it.
+# A client comes with its application, and may be older or newer than the runner: a field that one of them does not know
+# is left alone. A new one therefore has a default, and changes nothing where it is not read.
 
 Blame = Literal["client", "model", "nobody"]
 
 
-class Infer(Document, tag=True):
+class Infer(OpenDocument, tag=True):
     """Run a slot's model on the tensors in a lane. Answer: Inferred or Denied, for the same lane."""
 
     slot: str
@@ -363,7 +365,7 @@ class Infer(Document, tag=True):
     bell: bool = False  # whether the client would take one
 
 
-class Inferred(Document, tag=True):
+class Inferred(OpenDocument, tag=True):
     """The outputs lie in the lane's answer file."""
 
     lane: int
@@ -373,7 +375,7 @@ class Inferred(Document, tag=True):
     finite: bool
 
 
-class Denied(Document, tag=True):
+class Denied(OpenDocument, tag=True):
     """There is no answer, and who must act. Lane -1: what came was no message, and the connection ends."""
 
     lane: int

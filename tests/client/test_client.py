@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -249,6 +250,20 @@ async def test_what_is_no_runner(new_runner, x, packet):
     async with AsyncClient(stranger) as looped:
         with pytest.raises(UnavailableError, match="no edge-runner"):
             await looped.infer("a", x)
+
+
+async def test_a_runner_of_a_later_version_is_understood(new_runner, x):
+    """What it says besides, in fields that this client does not know, is left alone."""
+
+    def answer(packets, ask):
+        said = Inferred(lane=ask.lane, release="a_20250601", candidate="cpu", outputs=(), finite=True)
+        packets.sock.send(json.dumps({**json.loads(encode(said)), "queued_s": 0.1}).encode())
+
+    later = new_runner(answer)
+    with Client(later) as client:
+        assert (await asyncio.to_thread(client.infer, "a", x)).version == "20250601"
+    async with AsyncClient(later) as looped:
+        assert (await looped.infer("a", x)).version == "20250601"
 
 
 async def test_a_bell_that_is_no_socket_is_none(new_runner, x):

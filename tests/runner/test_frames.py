@@ -1,6 +1,7 @@
 """Clients at the frames' socket that lie, leave in the middle, or talk nonsense: their own trouble alone."""
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -69,6 +70,18 @@ async def test_a_frame_is_computed_where_it_lies(guest, served, x):
     guest.open()
     answer = await guest.ask(served, x)
     assert isinstance(answer, Inferred), answer
+    np.testing.assert_array_equal(guest.y(), x * 2)
+
+
+async def test_a_client_of_a_later_version_is_answered(guest, served, x):
+    """What it says besides, in fields that this runner does not know, is left alone."""
+    memory_file.write(guest.files[0], x.tobytes())
+    lane = b'{"type":"LaneOpen","lane":0,"colour":"red"}'
+    socket.send_fds(guest.channel.sock, [lane], list(guest.files))
+    tensor = {"name": "x", "shape": SHAPE, "dtype": "float32", "offset": 0, "size": SIZE, "stride": 4}
+    ask = {"type": "Infer", "slot": served, "lane": 0, "inputs": [tensor], "until": 12.5}
+    guest.channel.sock.send(json.dumps(ask).encode())
+    assert isinstance(await guest.said(), Inferred)
     np.testing.assert_array_equal(guest.y(), x * 2)
 
 
