@@ -186,12 +186,13 @@ def check_slice(one: Slice, lane: Pair) -> None:
     Raises:
         InputError: it does not.
     """
+    what = f"input {one.name}" if one.name else "the input"
     if one.dtype not in NAMES:
-        raise InputError(f"input {one.name}: dtype {one.dtype!r} is not one of {', '.join(NAMES)}")
+        raise InputError(f"{what}: dtype {one.dtype!r} is not one of {', '.join(NAMES)}")
     wanted, end = math.prod(one.shape) * np.dtype(one.dtype).itemsize, one.offset + one.size
     if one.size != wanted or end > min(size(lane.descriptors[0]), BODY_BYTES):
         raise InputError(
-            f"input {one.name}: {one.dtype} {list(one.shape)} takes {wanted} bytes; said are {one.size}, up to "
+            f"{what}: {one.dtype} {list(one.shape)} takes {wanted} bytes; said are {one.size}, up to "
             f"{end} in a file of {size(lane.descriptors[0])} bytes, of which {BODY_BYTES} may be used"
         )
 

@@ -106,6 +106,16 @@ async def test_a_lie_is_the_liars_trouble(guest, agent, served, x, lies):
     assert not facts.slots[served].incidents
 
 
+async def test_an_input_without_a_name_is_told_as_the_input(guest, served, x):
+    """The only input of a model needs no name, and what is wrong with it is told without one."""
+    guest.open()
+    for lies, said in (
+        ({"size": SIZE + 4}, "the input: float32 [1, 3, 8, 8] takes"),
+        ({"dtype": "O8"}, "the input: dtype"),
+    ):
+        assert (await guest.ask(served, x, name="", **lies)).reason.startswith(said)
+
+
 def unsealed(_):
     number = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
     os.ftruncate(number, 4096)
