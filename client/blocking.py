@@ -18,8 +18,20 @@ from typing import Self
 from agent.adapters.packets import M, Packets, Received, close_all, nobody_answers
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, LaneOpen, SeatRan
-from client.answer import Answer, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, BrokenError, Frame, Lane, bells_in, frames_path
+from client.answer import Answer, RequestError, UnavailableError, error_of
+from client.lane import (
+    CLOSED,
+    DEPTH,
+    DOOR,
+    STRANGER,
+    TIMEOUT_S,
+    BrokenError,
+    Frame,
+    Lane,
+    bells_in,
+    frames_path,
+    short_of,
+)
 
 
 class Client:
@@ -29,6 +41,7 @@ class Client:
         self._address, self._path, self._timeout_s = address, frames_path(address), timeout_s
         self._lock = threading.Lock()
         self._line: Line | None = None
+        self._is_closed = False
 
     def infer(self, slot: str, frame: Frame) -> Answer:
         """The slot's model on one frame: an array for a model of one input, or arrays by the inputs' names.
@@ -57,8 +70,9 @@ class Client:
             yield from other._answers(slot, frames)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection; nothing is asked any more."""
         with self._lock:
+            self._is_closed = True
             self._hang_up()
 
     def _answers(self, slot: str, frames: Iterable[Frame]) -> Iterator[Answer]:
@@ -66,9 +80,7 @@ class Client:
         for number, frame in enumerate(frames):
             if len(waiting) == DEPTH:
                 yield self._first(slot, waiting)
-            if self._line is None:
-                self._line = Line(self._path, self._timeout_s)
-            self._line.ask(number % DEPTH, slot, frame)
+            self._ask(number % DEPTH, slot, frame)
             waiting.append((number % DEPTH, frame))
         while waiting:
             yield self._first(slot, waiting)
@@ -81,15 +93,24 @@ class Client:
             answer = self._line.answer(number)
         except BrokenError:
             self._hang_up()
-            self._line = Line(self._path, self._timeout_s)
             for lane, frame in waiting:
-                self._line.ask(lane, slot, frame)
+                self._ask(lane, slot, frame)
             try:
                 answer = self._line.answer(number)
             except BrokenError as error:
                 raise UnavailableError(str(error)) from error
         waiting.popleft()
         return answer
+
+    def _ask(self, number: int, slot: str, frame: Frame) -> None:
+        if self._is_closed:
+            raise RequestError(CLOSED)
+        try:
+            if self._line is None:
+                self._line = Line(self._path, self._timeout_s)
+            self._line.ask(number, slot, frame)
+        except OSError as error:
+            raise short_of(self._path, error) from error
 
     def _hang_up(self) -> None:
         if self._line is not None:
@@ -127,11 +148,7 @@ class Line:
         self._lanes[number].write(slot, frame)
         self.under_way.add(number)
         if not self._lanes[number].ring():
-            self._ask_runner(number)
-
-    def _ask_runner(self, number: int) -> None:
-        with suppress(TransferError):
-            self._packets.send(self._lanes[number].request)
+            self._lanes[number].ask(self._packets)
 
     def answer(self, number: int) -> Answer:
         """The answer in a lane.
@@ -146,7 +163,7 @@ class Line:
                 self.under_way.discard(number)
                 return self._lanes[number].read(ran[0])
             self._lanes[number].drop(bell)
-            self._ask_runner(number)
+            self._lanes[number].ask(self._packets)
         while number not in self._answers:
             self._take(*self._read())
         answer = self._answers.pop(number)

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from agent.adapters.arena import Arena
 from agent.adapters.channel import frames_beside
 from agent.adapters.memory_file import arena, map_for_reading
 from agent.adapters.packets import Packets, close_all
-from agent.core.errors import TransferError
+from agent.core.errors import InputError, TransferError
 from agent.core.messages import BODY_BYTES, FromRunner, Infer, Inferred, SeatRan
-from client.answer import Answer, RequestError
+from client.answer import Answer, RequestError, UnavailableError
 
+CLOSED = "the client is closed: make a new one"
 DEPTH = 2  # requests of one client that are inside at once: a seat computes one while the other is on its way
 DOOR = "unix:/run/edge-runner/door.sock"
 FIRST_BYTES = 64 * 1024
@@ -73,7 +75,9 @@ class Lane:
         self.request: Infer | None = None  # the newest
         self.rung: Bell | None = None  # whose seat is at it
         self._bells: dict[str, Bell] = {}  # by slot
-        self.descriptors: tuple[int, ...] = (arena("frame", FIRST_BYTES), arena("answer", FIRST_BYTES))
+        self.descriptors: tuple[int, ...] = ()
+        for name in ("frame", "answer"):
+            self.descriptors += (arena(name, FIRST_BYTES),)
         self._request, self._answer = Arena(self.descriptors[0]), Arena(self.descriptors[1], map_for_reading)
 
     def write(self, slot: str, frame: Frame) -> Infer:
@@ -89,6 +93,18 @@ class Lane:
             raise RequestError(f"the frame has {size} bytes, and a request {BODY_BYTES} at most: ask with fewer images")
         self.request = Infer(slot=slot, lane=self.number, inputs=self._request.put(arrays), bell=True)
         return self.request
+
+    def ask(self, runner: Packets[FromRunner]) -> None:
+        """Asks the runner for the newest request. That nobody is there is told when the answer is wanted.
+
+        Raises:
+            RequestError: it is too long, or says what is no text.
+        """
+        try:
+            with suppress(TransferError):
+                runner.send(self.request)
+        except (InputError, ValueError) as error:
+            raise RequestError(f"the request cannot be sent: {error}; give fewer inputs, or shorter names") from error
 
     def ring(self) -> bool:
         """Asks the seat for the newest request, where there is a bell for it."""
@@ -121,12 +137,19 @@ class Lane:
             del self._bells[bell.request.slot]
 
     def read(self, said: Inferred | SeatRan) -> Answer:
-        """The answer, copied out of the lane."""
-        outputs = {one.name: self._answer.tensor(one).copy() for one in said.outputs}
+        """The answer, copied out of the lane.
+
+        Raises:
+            UnavailableError: there is none where it says.
+        """
+        bell, self.rung = self.rung, None
+        try:
+            outputs = {one.name: self._answer.tensor(one).copy() for one in said.outputs}
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UnavailableError(f"{STRANGER}: {error}") from error
         if isinstance(said, Inferred):
             return Answer(outputs, said.release, said.candidate, said.finite)
-        assert self.rung is not None
-        (bell, self.rung) = self.rung, None
+        assert bell is not None
         return Answer(outputs, bell.inferred.release, bell.inferred.candidate, said.finite)
 
     def close(self) -> None:
@@ -138,6 +161,11 @@ class Lane:
 
     def __del__(self) -> None:
         self.close()  # a client that nobody closed
+
+
+def short_of(path: Path, error: OSError) -> UnavailableError:
+    """What a process that has no descriptor or memory left is told."""
+    return UnavailableError(f"{path}: {error.strerror or error}; close what you do not need")
 
 
 def bells_in(said: FromRunner, descriptors: list[int]) -> list[socket.socket]:
@@ -152,15 +180,27 @@ def tensors(frame: Frame) -> dict[str, NDArray[Any]]:
     """A frame as tensors by name; the name "" is the model's only input.
 
     Raises:
-        RequestError: one holds something other than numbers.
+        RequestError: one is no array, or holds something other than numbers.
     """
     if isinstance(frame, Mapping):
-        arrays = {name: np.asarray(one) for name, one in frame.items()}
+        arrays = {name: array_of(one, f"input {name}") for name, one in frame.items()}
     else:
-        array = np.asarray(frame)
+        array = array_of(frame, "input frame")
         is_picture = array.dtype == np.uint8 and array.ndim == FRAME_RANK
         arrays = {"": array[np.newaxis] if is_picture else array}
     wrong = next((name for name, one in arrays.items() if one.dtype.kind not in "biuf"), None)
     if wrong is not None:
         raise RequestError(f"input {wrong or 'frame'}: it holds {arrays[wrong].dtype}; give numbers")
     return arrays
+
+
+def array_of(one: ArrayLike, what: str) -> NDArray[Any]:
+    """What numpy makes of it.
+
+    Raises:
+        RequestError: nothing, as of rows of several lengths.
+    """
+    try:
+        return np.asarray(one)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{what}: numpy makes no array of it: {error}") from error

@@ -14,8 +14,21 @@ from agent.adapters.channel import Channel, connect
 from agent.adapters.packets import close_all
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import Denied, FromRunner, Inferred, LaneOpen, SeatRan
-from client.answer import Answer, ClientError, UnavailableError, error_of
-from client.lane import DEPTH, DOOR, STRANGER, TIMEOUT_S, Bell, BrokenError, Frame, Lane, bells_in, frames_path
+from client.answer import Answer, ClientError, RequestError, UnavailableError, error_of
+from client.lane import (
+    CLOSED,
+    DEPTH,
+    DOOR,
+    STRANGER,
+    TIMEOUT_S,
+    Bell,
+    BrokenError,
+    Frame,
+    Lane,
+    bells_in,
+    frames_path,
+    short_of,
+)
 
 
 class AsyncClient:
@@ -25,6 +38,7 @@ class AsyncClient:
         self._path, self._timeout_s = frames_path(address), timeout_s
         self._lock = asyncio.Lock()
         self._line: AsyncLine | None = None
+        self._is_closed = False
 
     async def infer(self, slot: str, frame: Frame) -> Answer:
         """As `Client.infer`."""
@@ -38,16 +52,22 @@ class AsyncClient:
             raise UnavailableError(f"{self._path}: no answer within {self._timeout_s:g} s") from error
         except (BrokenError, TransferError) as error:
             raise UnavailableError(str(error)) from error
+        except OSError as error:
+            raise short_of(self._path, error) from error
 
     async def close(self) -> None:
-        """Ends the connection."""
-        if self._line is not None:
-            await self._line.close()
-            self._line = None
+        """Ends the connection; nothing is asked any more, and what is under way raises RequestError."""
+        self._is_closed = True
+        async with self._lock:  # a connection that is made just now is closed, too
+            if self._line is not None:
+                await self._line.close()
+                self._line = None
 
     async def _connected(self) -> "AsyncLine":
         async with self._lock:
             if self._line is None or self._line.is_lost:
+                if self._is_closed:
+                    raise RequestError(CLOSED)
                 self._line = AsyncLine(await connect(self._path, FromRunner), self._path)
             return self._line
 
@@ -81,7 +101,7 @@ class AsyncLine:
 
         Raises:
             BrokenError: the connection ended first.
-            ClientError: the frame is none, or the runner refused.
+            ClientError: the frame is none, the runner refused, or what answers is none.
         """
         lane = await self._free.get()
         if self.is_lost:
@@ -90,17 +110,13 @@ class AsyncLine:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
             lane.write(slot, frame)
-        except ClientError:
+            if not lane.ring():
+                lane.ask(self._channel)
+        except (ClientError, OSError):
             self._free.put_nowait(lane)
             raise
         self._waiting[lane.number] = answer
-        if not lane.ring():
-            self._ask_runner(lane)
         return await answer
-
-    def _ask_runner(self, lane: Lane) -> None:
-        with suppress(TransferError):  # gone: whoever listens reads its end
-            self._channel.send(lane.request)
 
     async def close(self) -> None:
         """Ends it."""
@@ -145,17 +161,21 @@ class AsyncLine:
             was_rung = lane.rung is bell
             lane.drop(bell)
             if was_rung:
-                self._ask_runner(lane)
+                lane.ask(self._channel)
         finally:
             seat.close()
 
     def _answered(self, lane: Lane, said: FromRunner | SeatRan) -> None:
         answer = self._waiting.pop(lane.number)
-        result = error_of(said) if isinstance(said, Denied) else lane.read(said)
-        if not answer.done():
-            if isinstance(result, ClientError):
-                answer.set_exception(result)
-            else:
+        try:
+            if isinstance(said, Denied):
+                raise error_of(said)
+            result = lane.read(said)
+        except ClientError as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
                 answer.set_result(result)
         self._free.put_nowait(lane)
 

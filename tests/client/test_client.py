@@ -4,6 +4,8 @@ import asyncio
 import gc
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ import pytest
 
 from agent.adapters.channel import listen
 from agent.adapters.packets import Packets, close_all
-from agent.core.messages import Denied, Inferred, LaneOpen, Look, ToRunner, Unload, encode
+from agent.core.messages import Denied, Inferred, LaneOpen, Look, Slice, ToRunner, Unload, encode
 from client import AsyncClient, Client, ModelError, RequestError, UnavailableError
+from client.lane import DEPTH
 from tests.fakes.descriptors import held
 from tests.fakes.waiting import reached
 from tests.runner.conftest import SHAPE, release, runner_in
@@ -105,15 +108,23 @@ async def test_inputs_may_be_named(client, served, x):
         (np.array(["text"]), "give numbers"),
         (np.zeros((0, 3, 8, 8), np.float32), "[0, 3, 8, 8]"),
         ({}, "['x']"),
+        ([[1.0], [1.0, 2.0]], "input frame: numpy makes no array of it"),
+        ({str(number): np.float32(0) for number in range(3000)}, "give fewer inputs"),
+        ({"\ud800": np.float32(0)}, "cannot be sent"),
         (np.broadcast_to(np.float32(0), (16, 1024, 1024, 3)), "a request 134217728 at most: ask with fewer images"),
     ],
 )
 async def test_a_wrong_frame_is_told_what_would_be_right(client, served, x, frame, says):
-    """The error says what the model takes; the client goes on."""
+    """The error says what the model takes, or what a request can hold; the client goes on."""
     with pytest.raises(RequestError) as told:
         await asyncio.to_thread(client.infer, served, frame)
     assert says in str(told.value)
     np.testing.assert_array_equal((await asyncio.to_thread(client.infer, served, x))["y"], x * 2)
+    async with AsyncClient(client._address) as looped:
+        for _ in range(DEPTH + 1):
+            with pytest.raises(RequestError, match=re.escape(str(told.value))):
+                await looped.infer(served, frame)
+        np.testing.assert_array_equal((await looped.infer(served, x))["y"], x * 2)
 
 
 async def test_an_unknown_model_is_told_with_those_that_are_here(client, served, x):
@@ -241,7 +252,22 @@ def test_a_runner_that_does_not_answer(new_runner, x):
             client.infer("b", x)
 
 
-@pytest.mark.parametrize("packet", [b"nonsense", encode(Denied(lane=7, blame="client", reason="of whom?"))])
+def inferred(**lies):
+    told = Slice(**{"name": "y", "shape": (3,), "dtype": "float32", "offset": 0, "size": 12} | lies)
+    return encode(Inferred(lane=0, release="a_20250601", candidate="cpu", outputs=(told,), finite=True))
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"nonsense",
+        encode(Denied(lane=7, blame="client", reason="of whom?")),
+        inferred(offset=2**39),
+        inferred(dtype="float99"),
+        inferred(dtype="S0"),
+        inferred(shape=(4,)),
+    ],
+)
 async def test_what_is_no_runner(new_runner, x, packet):
     """A stranger in the runner's place is told as one."""
     stranger = new_runner(lambda packets, _: packets.sock.send(packet))
@@ -282,6 +308,42 @@ async def test_a_bell_that_is_no_socket_is_none(new_runner, x):
     async with AsyncClient(odd) as looped:
         for _ in range(2):
             assert (await looped.infer("a", x)).version == "20250601"
+
+
+async def test_nothing_connects_after_close(new_runner, x):
+    """What is under way when a client is closed ends with its error, as what is asked later, and no runner is asked."""
+    asked = []
+    address = new_runner(lambda _, ask: asked.append(ask))
+    looped, client = AsyncClient(address), Client(address)
+    under_way = [asyncio.create_task(looped.infer("a", x)) for _ in range(DEPTH + 1)]
+    await reached(lambda: len(asked) == DEPTH)
+    await looped.close()
+    client.close()
+    for task in [*under_way, asyncio.create_task(looped.infer("a", x))]:
+        with pytest.raises(RequestError, match="is closed"):
+            await task
+    with pytest.raises(RequestError, match="is closed"):
+        client.infer("a", x)
+    assert len(asked) == DEPTH
+
+
+async def test_a_process_without_descriptors_is_told(shared, served, x):
+    """It is the client's error that says so, and the client goes on when there are some again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Client(f"unix:{shared.door}") as client:
+        async with AsyncClient(f"unix:{shared.door}") as looped:
+            os.close(next_free := os.dup(0))
+            for more in (0, 2):  # none for a connection, or for one and not for its memory files
+                resource.setrlimit(resource.RLIMIT_NOFILE, (next_free + more, hard))
+                try:
+                    with pytest.raises(UnavailableError, match="Too many open files; close"):
+                        client.infer(served, x)
+                    with pytest.raises(UnavailableError, match="Too many open files; close"):
+                        await looped.infer(served, x)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            np.testing.assert_array_equal((await asyncio.to_thread(client.infer, served, x))["y"], x * 2)
+            np.testing.assert_array_equal((await looped.infer(served, x))["y"], x * 2)
 
 
 def test_a_runner_that_hangs_up_at_each_request(new_runner, x):
