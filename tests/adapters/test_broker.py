@@ -439,6 +439,26 @@ async def test_what_is_no_mqtt_ends_the_connection_alone(outbox, monkeypatch, sa
         assert "check the network" in site.link.last_error
 
 
+@pytest.mark.parametrize("limit", [b"\x21\x00\x00", b"\x27\x00\x00\x00\x00"])
+async def test_a_broker_that_says_it_takes_nothing_is_left(outbox, limit):
+    """A Receive Maximum or Maximum Packet Size of 0 is no MQTT: what we have to say does not wait for ever."""
+    came = []
+
+    async def accept(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            came.append(await reader.read(1000))
+            properties = bytes([len(limit)]) + limit
+            writer.write(b"\x20" + bytes([2 + len(properties)]) + b"\x00\x00" + properties)
+            asked = await reader.read(1000)
+            writer.write(GRANTED.replace(b"NN", asked[2:4]))
+            await reader.read(1000)
+        writer.close()
+
+    async with site_at(accept, outbox) as site:
+        await reached(lambda: len(came) > 2)
+        assert "Protocol error" in site.link.last_error
+
+
 async def test_a_flood_of_commands_waits_at_the_broker(site, mosquitto):
     """No more than RECEIVE_MAXIMUM messages wait here for a slow disk; none is dropped."""
     gate = asyncio.Event()
