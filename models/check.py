@@ -34,7 +34,7 @@ from agent.core.errors import BackendError, EdgeError, InputError, Kind
 from agent.core.release import Config, Metadata, as_list
 from models.folder import Folder, open_folder
 from models.golden import save_golden
-from models.keys import unread_keys
+from models.keys import mistyped_keys, unread_keys
 from models.registry import ReleaseName
 from models.storage import in_memory, opened
 
@@ -154,6 +154,8 @@ def _metadata(place: Folder, name: str) -> tuple[Metadata, bytes]:
     if found is None:
         raise InputError(f"metadata: there is none: write metadata/{name}_metadata.json")
     content = found[0].read_bytes()
+    if slips := [*mistyped_keys(found[1])]:
+        raise UnfitError(name, slips)
     return from_json(Metadata, content, str(found[0])), content
 
 

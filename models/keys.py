@@ -1,4 +1,4 @@
-"""What nobody would read in a release's config: unknown keys, keys that stand twice, words and numbers that are none.
+"""What nobody would read in a release's documents: unknown keys, double ones, words and numbers that are none.
 
 1. A device leaves keys alone that it does not know, since a newer desk may have written them. The desk knows every key
    there is: here an unknown one is a typing mistake, and what it was to set would not be set.
@@ -6,18 +6,21 @@
 3. JSON, in which devices tell each other of a config, has no infinity: a gate that is to hold always is left away.
 4. Each key is named by its way from the top, with the key that was probably meant. What is for other programs belongs
    under `postprocessing:`, which may hold anything.
+5. Metadata may carry what others add to it. Only what looks like a slip is told: a key that is not known, and very
+   like one that is and is not there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
 import msgspec
-import yaml
 
-from agent.core.release import Config
+from agent.core.documents import doubled_keys
+from agent.core.release import Config, Metadata
 
+_SLIP = 0.8  # how like it is, from 0 to 1: `license` and `licence` 0.86, `dataset_url` and `dataset` 0.78
 _ELSEWHERE = "optimization.threads"  # its keys are the backends' names beside this one: models/check.py
 
 
@@ -31,8 +34,16 @@ def unread_keys(content: bytes, tree: object) -> Iterator[str]:
         yield f"config: {way} {word!r}: one of {', '.join(map(str, words))}"
     for way, number in _endless(tree):
         yield f"config: {way} is {number}, which is no number to compare with: give one, or leave the key away"
-    for path, line in _twice(yaml.compose(content, yaml.SafeLoader), "", set()):
-        yield f"config: {path} stands twice, again in line {line}; the last would count: leave one"
+    for way, line in doubled_keys(content):
+        yield f"config: {way} stands twice, again in line {line}; the last would count: leave one"
+
+
+def mistyped_keys(tree: Mapping[str, object]) -> Iterator[str]:
+    """A sentence for each key of metadata that was probably meant to be another; `tree` is the document, parsed."""
+    missing = [field.name for field in msgspec.structs.fields(Metadata) if field.name not in tree]
+    for key in tree:
+        if key not in Metadata.__struct_fields__ and (near := get_close_matches(key.lower(), missing, 1, _SLIP)):
+            yield f"metadata: {key} is not known; did you mean {near[0]}? Another thing needs a name less like it"
 
 
 def _known(kind: msgspec.inspect.Type, at: str = "") -> Iterator[str]:
@@ -96,21 +107,3 @@ def _cure(at: str, key: str, here: list[str], known: list[str]) -> str:
     if near := get_close_matches(key, places, n=1):
         return f"did you mean {places[near[0]]}?"
     return f"there are {', '.join(here)}; what is for other programs belongs under postprocessing"
-
-
-def _twice(node: yaml.Node | None, at: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """(way, line) of each key that stands in one mapping before; an alias leads to what was seen already."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for one in node.value:
-            yield from _twice(one, at, seen)
-    if isinstance(node, yaml.MappingNode):
-        ways = set[str]()
-        for key, value in node.value:
-            way = f"{at}{key.value}"
-            if way in ways:
-                yield way, key.start_mark.line + 1
-            ways.add(way)
-            yield from _twice(value, f"{way}.", seen)

@@ -9,7 +9,7 @@ import pytest
 from agent.core.documents import Document, from_json, from_tree, from_yaml
 from agent.core.errors import InputError
 from agent.core.intent import Command, SlotName
-from agent.core.release import Ref
+from agent.core.release import Config, Ref
 
 DEEP = 5000
 
@@ -38,6 +38,14 @@ def test_yaml_that_nothing_can_read_is_a_mistake_of_its_writer(content):
     """Whatever the parser raises, the reader gets the place and what is wrong."""
     with pytest.raises(InputError, match=r"^here: "):
         from_yaml(Form, content, "here")
+
+
+def test_a_key_that_stands_twice_is_a_mistake_only_where_nobody_has_taken_it_before():
+    """A release's config was published with such keys, and is read as before: the last one counts."""
+    config = from_yaml(Config, "input_size: [8, 8]\nconfidence_threshold: 1\ngates: {min_fps: 1, min_fps: 2}\n", "here")
+    assert config.gates.min_fps == 2
+    with pytest.raises(InputError, match=r"^here: value.b stands twice, again in line 3: leave one"):
+        from_yaml(Form, "value:\n- {a: 1, b: 2}\n- {b: 1, b: 2}\n", "here")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,23 @@ def test_what_is_left_out_has_the_values_of_the_example(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("device: a\ndevice: b\n", "agent.yaml: device stands twice, again in line 2: leave one"),
+        ("store:\n  url: file:///s\n  poll_s: 5\n  poll_s: 9\n", "store.poll_s stands twice, again in line 4"),
+        ("slots:\n  a: {}\n  b: {}\n  a: {hold_s: 3}\n", "slots.a stands twice, again in line 4"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text, answer):
+    """Of two values of one key nobody knows which was meant; YAML's reader would take the last."""
+    path = tmp_path / "agent.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as told:
+        read_settings(path)
+    assert answer in str(told.value)
+
+
+@pytest.mark.parametrize(
     ("change", "answer"),
     [
         ({"colour": "red"}, "unknown field `colour`"),

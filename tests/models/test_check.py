@@ -120,6 +120,8 @@ def test_weights_stay_listed_where_that_changes_an_answer(release, monkeypatch, 
         ({"inputs": [{"name": "image", "shape": [1, 3, 8, 8], "dtype": "float32"}]}, "input"),
         ({"inputs": [{"name": "input", "shape": [1, 3, 8, 8], "dtype": "uint8"}]}, "declared uint8|are no samples"),
         ({"accuracy": 90}, "accuracy"),
+        ({"license": "MIT"}, r"metadata: license is not known; did you mean licence\?"),
+        ({"Classes": ["a"]}, r"did you mean classes\?"),
         ({"outputs": [FEATURES, {"name": "scores", "shape": [1, 5], "dtype": "float32"}]}, "output scores: declared"),
     ],
 )
@@ -156,6 +158,12 @@ def test_metadata_that_is_not_true_is_told(release, changes, told):
 def test_a_config_that_cannot_hold_is_told(release, changes, told):
     """Gates, sizes and options fit the release, and no typing mistake switches one off."""
     assert told in "\n".join(problems(release(config=config(**changes))))
+
+
+def test_metadata_may_say_what_we_do_not_know(release):
+    """Others add to it: a key that looks like one of ours is no slip where ours is there too, or hardly looks so."""
+    more = {"licence": "MIT", "license": "MIT", "dataset_url": "https://example.org", "author": "me"}
+    assert check_release(release(metadata=metadata(**more)), NAME).name == NAME
 
 
 def test_a_key_that_stands_twice_is_told(release):
