@@ -7,8 +7,10 @@ nothing · `refuse`: reset new connections · `end_after`: as cut_after, but a c
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 import threading
 
 STEP = 65536
@@ -88,7 +90,7 @@ class FaultProxy:
             writer.write(piece)
             await writer.drain()
             if down and ends:
-                await asyncio.sleep(0.05)  # what was written goes out before the end does
+                await _arrived(writer)  # a reset takes along what is still under way
                 if ends == "cut_after":
                     _reset(writer)
                 raise ConnectionResetError
@@ -109,6 +111,17 @@ class FaultProxy:
                 setattr(self, knob, None)
                 return piece[: limit - self.down], knob
         return piece, None
+
+
+async def _arrived(writer):
+    """Returns when what was written is in the client's own buffer, or the client is gone."""
+    sock, transport = writer.get_extra_info("socket"), writer.transport
+    under_way = bytearray(4)
+    while not transport.is_closing():
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, under_way)
+        if not (transport.get_write_buffer_size() or any(under_way)):
+            return
+        await asyncio.sleep(0.001)
 
 
 def _reset(writer):
