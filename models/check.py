@@ -272,7 +272,7 @@ def _check_variant(variant: str, content: bytes, documents: _Documents, samples:
                 check_tensors(session, documents.metadata)
                 off = [one for one in compare(session, samples, documents.config.gates) if not one.within]
     except BackendError as error:
-        if error.kind is not Kind.BACKEND:
+        if error.kind not in {Kind.BACKEND, Kind.UNSUPPORTED}:
             raise InputError(f"weights in {variant}: {error}") from error
         return f"weights in {variant} could not be tried here: {error}"
     if off:

@@ -196,7 +196,8 @@ def check_precision(path: str, candidate: Candidate) -> None:
     if candidate.precision not in {"fp32", "int8", *precisions}:
         raise BackendError(
             f"{candidate}: the model's weights are {'/'.join(sorted(precisions)) or 'none'} and are not computed in "
-            f"{candidate.precision} there: set optimization.{candidate.backend}.precision to fp32 in its config"
+            f"{candidate.precision} there: set optimization.{candidate.backend}.precision to fp32 in its config",
+            Kind.UNSUPPORTED,
         )
 
 

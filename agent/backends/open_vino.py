@@ -96,7 +96,8 @@ def _check_given(model: Any, candidate: Candidate, device: str) -> None:
     wanted = _PRECISIONS[candidate.precision]
     given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if given != wanted:
-        raise BackendError(f"{candidate}: {wanted} was asked for, {device} computes in {given}: leave this one out")
+        reason = f"{candidate}: {wanted} was asked for, {device} computes in {given}: leave this one out"
+        raise BackendError(reason, Kind.UNSUPPORTED)
     if not any(name.startswith(device) for name in model.get_property("EXECUTION_DEVICES")):
         raise BackendError(f"{candidate}: {device} was asked for, {model.get_property('EXECUTION_DEVICES')} was given")
 

@@ -143,7 +143,8 @@ def _settings(builder: Any, network: Any, candidate: Candidate, config: Config) 
     if candidate.precision in _FLAGS:
         flag = getattr(trt.BuilderFlag, _FLAGS[candidate.precision], None)
         if flag is None:  # gone from TensorRT 11
-            raise BackendError(f"{candidate}: TensorRT {VERSION} computes in the model's types: export it in them")
+            reason = f"{candidate}: TensorRT {VERSION} computes in the model's types: export it in them"
+            raise BackendError(reason, Kind.UNSUPPORTED)
         settings.set_flag(flag)
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     if any(-1 in tuple(tensor.shape) for tensor in inputs):

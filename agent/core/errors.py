@@ -21,6 +21,7 @@ class Kind(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     BACKEND = "backend"
+    UNSUPPORTED = "unsupported"  # by this runtime on this device, however often it is asked
     WITHDRAWN = "withdrawn"
     STALE = "stale"  # of no release: edge-runner is older than its files, and nothing loads until it is restarted
 

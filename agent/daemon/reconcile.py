@@ -3,7 +3,8 @@
 1. The planner decides; this file counts chances, backs off, watches the soak and tells what changed.
 2. A change of desire stops a running fetch of something else; a trial or a swap is finished first: it is short.
 3. A backend failure has CHANCES before its place is out: a driver may hiccup, a candidate may be killed by mistake.
-   So has a speed gate that was missed closely: the device may have been busy. Parity, structure and trust have one.
+   So has a speed gate that was missed closely: the device may have been busy. Parity, structure, trust and what a
+   runtime does not support have one.
 4. During a soak the counters are judged every second; with too few requests, golden samples are run instead.
 """
 

@@ -118,8 +118,9 @@ def test_an_error_is_told_without_its_place_in_a_library():
 
 def test_a_precision_that_is_not_computed_is_an_error(model, config):
     """ONNX Runtime's CPU computes in the model's own types: asking it for fp16 is not silently ignored."""
-    with pytest.raises(BackendError, match=r"optimization\.cpu\.precision"):
+    with pytest.raises(BackendError, match=r"optimization\.cpu\.precision") as told:
         open_session(str(model), Candidate(backend=Backend.CPU, precision="fp16"), config)
+    assert told.value.kind is Kind.UNSUPPORTED
 
 
 def test_a_model_exported_in_fp16_runs_in_fp16(tmp_path, config):
@@ -136,6 +137,20 @@ def test_openvino_is_told_precision_and_threads(model, config):
     compiled = session._request.get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_precision_that_openvino_has_not_here_is_an_error(model, config):
+    """What this device computes in another precision than was asked for is no candidate, and will be none later."""
+    pytest.importorskip("openvino", reason="the openvino extra is not installed")
+    refused = []
+    for precision in ("fp16", "bf16"):
+        try:
+            open_session(str(model), Candidate(backend=Backend.OPENVINO, precision=precision), config).close()
+        except BackendError as error:
+            refused.append(error)
+    if not refused:
+        pytest.skip("this processor computes in both")
+    assert {error.kind for error in refused} == {Kind.UNSUPPORTED}
 
 
 def test_a_tensor_keeps_the_name_of_the_file(tmp_path, candidate, config):

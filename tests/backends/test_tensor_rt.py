@@ -63,8 +63,9 @@ def test_the_precision_and_workspace_that_were_asked_for_are_set(cuda, tmp_path)
 def test_a_precision_that_this_tensorrt_has_not_is_an_error(cuda, tmp_path, monkeypatch):
     """TensorRT 11 has no fp16 flag: the engine would silently be another one."""
     monkeypatch.setattr(fake, "BuilderFlag", type("Flags", (), {"TF32": 1}))
-    with pytest.raises(BackendError, match="computes in the model's types"):
+    with pytest.raises(BackendError, match="computes in the model's types") as told:
         open_session(relu(tmp_path), HALF, config())
+    assert told.value.kind is Kind.UNSUPPORTED
 
 
 def test_open_sizes_are_those_of_the_config(cuda, tmp_path):

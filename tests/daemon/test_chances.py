@@ -1,0 +1,83 @@
+"""How often a candidate is tried that fails, and what costs it nothing."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from agent.adapters.ledger import Ledger
+from agent.core.candidate import Backend, Failure, Found
+from agent.core.documents import from_json, from_yaml
+from agent.core.errors import BackendError, Kind, TransferError
+from agent.core.messages import CONFIG, METADATA, Facts, Incident, Load, SlotFacts
+from agent.core.plan import Swap
+from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
+from agent.core.release import Config, Metadata
+from agent.core.slot import SlotRecord
+from agent.daemon import reconcile
+from agent.daemon.board import Board
+from agent.daemon.copies import Copies
+from agent.daemon.engines import Engines
+from agent.daemon.steps import Steps
+from tests.fakes.waiting import reached
+from tests.runner.conftest import release
+
+SLOT, ONE = "defect_detection", release(1)
+DEVICE = Device(found=(Found(backend=Backend.CPU, present=True, version="1"),), cores=1, power_mode="15W")
+
+
+@pytest.fixture
+def device(tmp_path, monkeypatch):
+    """Starts a device that wants a release, on a runner that holds it, has these incidents and says this to a load."""
+    monkeypatch.setattr(reconcile, "BACK_OFF_S", (0.0, 0.0))
+    ledger = Ledger(tmp_path / "ledger.db")
+    config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
+    record = ReleaseRecord(ref=ONE.ref, stored=True, verified=True, size=1, metadata=metadata, config=config)
+    ledger.put("release", ONE.ref.digest, record)
+    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
+    tasks = []
+
+    def start(error, incidents=()):
+        facts, asked = Facts(slots={SLOT: SlotFacts(incidents=incidents)}, held=(ONE.ref,)), []
+
+        async def look():
+            return facts
+
+        async def ask(order):
+            asked.append(order)
+            raise error
+
+        runner = SimpleNamespace(facts=Board(facts), line=Board(None), look=look, ask=ask, last_error="")
+        engines = Engines(tmp_path / "engines", None, runner)
+        copies = Copies(tmp_path, None, ledger, None, engines, None)
+        steps = Steps(copies, engines, ledger, runner, lambda _: 1.0, threading.Lock())
+        news = SimpleNamespace(tell=lambda *_, **__: None)
+        one = reconcile.Reconciler(
+            SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, lambda: None
+        )
+        tasks.append(asyncio.create_task(one.run()))
+        return asked, ledger
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    ledger.close()
+
+
+@pytest.mark.parametrize(("kind", "chances"), [(Kind.BACKEND, 3), (Kind.UNSUPPORTED, 1), (Kind.STRUCTURE, 1)])
+async def test_what_never_works_is_not_tried_again(device, kind, chances):
+    """A driver may hiccup; what a runtime does not support it does not support in a second either."""
+    asked, ledger = device(BackendError("cpu/fp16: it computes in fp32", kind))
+    rejection = await reached(lambda: ledger.get("rejection", ONE.ref.digest, Rejection))
+    assert [type(one) for one in asked] == [Load] * chances
+    assert rejection.failure.kind is kind
+
+
+async def test_a_runner_that_must_be_restarted_costs_no_chance(device):
+    """What it could not start again, because its seats are of a newer version, is not the fault of the release."""
+    failure = Failure(kind=Kind.STALE, reason="edge-runner is still 0.0.7")
+    stale = [Incident(number=n, at=0.0, place=ONE.place, failure=failure, action="restarting") for n in range(1, 9)]
+    asked, ledger = device(TransferError("restart edge-runner"), tuple(stale))
+    await reached(lambda: asked)
+    assert ledger.get("trial", trial_key(ONE.place), TrialRecord) is None
