@@ -101,7 +101,7 @@ async def test_cameras_that_leave_in_the_middle_take_no_lane_along(shared, serve
             await camera.writer.drain()
         camera.writer.close()
     async with asyncio.timeout(PATIENCE_S):
-        while not await is_served(shared, served, x):
+        while not await is_served(shared, served, x):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
