@@ -33,8 +33,7 @@ test: env
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(ALONE))
-	$(PYTHON) -m pytest $(ALONE)
+	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m tools.suite -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(ALONE)) -- $(ALONE)
 endif
 
 every-write: env
