@@ -28,6 +28,7 @@ from agent.core.errors import TransferError
 from agent.core.messages import Done, Facts, Load, Loaded, Look, Offer, Part, Place, Promote, Prove, Seal, Unload
 from agent.core.release import Ref
 from tests.fakes.descriptors import held
+from tests.fakes.ports import free_ports
 from tests.fakes.waiting import PATIENCE
 
 SHAPE = (1, 3, 8, 8)
@@ -306,9 +307,9 @@ async def runner_in(folder: Path, tcp: str = "", *words: str, python: str = sys.
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared(tmp_path_factory, unused_tcp_port_factory):
+async def shared(tmp_path_factory):
     """One runner for all tests that do not hurt it: its probe of the backends takes seconds."""
-    async with runner_in(tmp_path_factory.mktemp("runner"), f"127.0.0.1:{unused_tcp_port_factory()}") as running:
+    async with runner_in(tmp_path_factory.mktemp("runner"), f"127.0.0.1:{free_ports(1)[0]}") as running:
         yield running
 
 
