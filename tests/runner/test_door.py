@@ -97,7 +97,7 @@ async def test_cameras_that_leave_in_the_middle_take_no_lane_along(shared, serve
     for _ in range(LANES + 8):
         camera = await shared.camera()
         camera.writer.write(http("POST", f"/v2/models/{served}/infer", body, **headers)[:-9])
-        with suppress(ConnectionError):  # refused: the door has not seen yet that the others left
+        with suppress(OSError):  # refused: the door has not seen yet that the others left
             await camera.writer.drain()
         camera.writer.close()
     async with asyncio.timeout(PATIENCE_S):
@@ -246,7 +246,7 @@ async def test_bad_requests_leave_nothing_behind(shared, served, x):
     files, memory = await all_of_them(5)
     _, now = await all_of_them(25)
     await eventually(lambda: descriptors_of(shared) <= files)
-    assert now < memory + 8_000_000  # one body that is kept in each round would be a hundred
+    assert now < memory + 32_000_000  # one body that is kept in each round would be a hundred
 
 
 async def test_numbers_that_do_not_fit_their_type_are_refused(agent, camera, slot):

@@ -6,10 +6,10 @@ import os
 import random
 import re
 import socket
-import time
 from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 
 from agent.adapters import memory_file
@@ -230,7 +230,7 @@ async def test_a_lane_carries_one_request_at_a_time(guest, agent, slot):
     """A second one in it before the answer is against the rules."""
     await agent.serve(slot, release(1, kind="loop"))
     guest.open()
-    memory_file.write(guest.files[0], np.full(SHAPE, 20_000, np.float32).tobytes())
+    memory_file.write(guest.files[0], np.full(SHAPE, 200_000, np.float32).tobytes())
     one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
     for _ in range(2):
         guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
@@ -280,10 +280,11 @@ async def test_clients_that_do_not_wait_keep_no_seat_busy(shared, agent, camera,
     """Whoever asks and leaves has had one request computed at most: those after it do not pile up at the seat."""
     loaded = await agent.serve(slot, release(1, kind="loop"))
     slow = np.full(SHAPE, 20_000, np.float32)
-    began = time.monotonic()
+    seat = psutil.Process(loaded.pid)
+    began = busy_s(seat)
     for _ in range(3):
         assert (await camera.infer(slot, slow)).status == 200
-    run_s = (time.monotonic() - began) / 3
+    run_s = (busy_s(seat) - began) / 3
     for _ in range(40):
         with closing(Camera(shared)) as guest:
             guest.open()
@@ -291,11 +292,17 @@ async def test_clients_that_do_not_wait_keep_no_seat_busy(shared, agent, camera,
             one = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
             guest.channel.send(Infer(slot=slot, lane=0, inputs=(one,)))
             await agent.ask(messages.Look())  # so that it has come before it is gone
-    began = time.monotonic()
+    began = busy_s(seat)
     assert (await camera.infer(slot, slow)).status == 200
-    assert time.monotonic() - began < 8 * run_s  # at most two before it; with all of the forty it was eighteen
+    assert busy_s(seat) - began < 8 * run_s  # at most two before it; with all of the forty it was eighteen
     facts = await agent.ask(messages.Look())
     assert [seat.pid for seat in facts.slots[slot].seats] == [loaded.pid]
+
+
+def busy_s(process):
+    """What a process has computed, whatever else the machine does meanwhile."""
+    spent = process.cpu_times()
+    return spent.user + spent.system
 
 
 async def test_more_clients_than_are_taken(shared, served, x):

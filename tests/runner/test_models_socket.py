@@ -281,7 +281,7 @@ async def test_sigterm_answers_what_is_inside(tmp_path):
     """Requests that were taken are answered before the runner leaves; seats and sockets go with it."""
     async with runner_in(tmp_path) as running:
         agent = await running.agent()
-        one = release(1, kind="loop")
+        one = release(1, kind="loop", gates={"max_latency_p95_ms": 6000.0})  # slow is not hung
         loaded = await agent.serve("a", one)
         camera = await running.camera()
         frame = np.full(SHAPE, 300_000, np.float32)

@@ -70,7 +70,7 @@ async def test_more_connections_than_are_taken(knock, monkeypatch):
 
 async def test_all_lanes_are_taken(knock, monkeypatch):
     """One request more than there are lanes is told at once how many are inside, and to come again."""
-    monkeypatch.setattr(wire, "BODY_S", 5.0)
+    monkeypatch.setattr(wire, "BODY_S", 60.0)
     cameras = [await knock() for _ in range(LANES + 1)]
     for camera in cameras:
         camera.writer.write(http("POST", "/v2/models/a/infer", b"{", Content_Length="100"))

@@ -83,7 +83,8 @@ async def test_a_seat_without_fall_back_is_started_again(shared, agent, slot, x)
 async def test_a_seat_that_keeps_dying_is_given_up(agent, camera, slot, x):
     """Three restarts within a minute; then requests wait `hold_s` in all, then 503, until the agent loads something."""
     one = release(1)
-    loaded = await agent.serve(slot, one, hold_s=0.5)
+    hold_s = 2.0
+    loaded = await agent.serve(slot, one, hold_s=hold_s)
     pid = loaded.pid
     for _ in range(4):
         os.kill(pid, signal.SIGKILL)
@@ -102,7 +103,7 @@ async def test_a_seat_that_keeps_dying_is_given_up(agent, camera, slot, x):
     assert (answer.status, "retry-after" in answer.headers) == (503, True)
     began = time.monotonic()
     assert (await camera.infer(slot, x)).status == 503
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < hold_s, "the hold is over, and does not begin again"
     await agent.serve(slot, one)
     assert (await camera.infer(slot, x)).status == 200
 
@@ -110,7 +111,7 @@ async def test_a_seat_that_keeps_dying_is_given_up(agent, camera, slot, x):
 async def test_a_hung_model_is_killed_at_its_deadline(shared, agent, slot):
     """A request that never ends costs its own answer and a restart, not the requests behind it."""
     one = release(1, kind="loop")
-    await agent.serve(slot, one, hold_s=20.0)
+    await agent.serve(slot, one, hold_s=60.0)
     poison, harmless = np.full(SHAPE, 1e15, np.float32), np.zeros(SHAPE, np.float32)
     first, second = await shared.camera(), await shared.camera()
     hung = asyncio.create_task(first.infer(slot, poison))
