@@ -23,10 +23,13 @@ from agent.core.documents import from_tree
 from agent.core.errors import InputError, TransferError
 from tests.adapters.certificates import Authority
 from tests.fakes.descriptors import held
-from tests.fakes.waiting import reached
+from tests.fakes.waiting import PATIENCE, reached
 
 DEVICE = "edge-0001"
 DYNSEC = next(iter(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")), None)
+
+
+ANSWER_S = 3.0 * PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def quick(monkeypatch):
     """The same rules with shorter waits."""
     monkeypatch.setattr(broker, "FIRST_WAIT_S", 0.05)
     monkeypatch.setattr(broker, "LONGEST_WAIT_S", 0.4)
-    monkeypatch.setattr(connection, "ANSWER_S", 3.0)
+    monkeypatch.setattr(connection, "ANSWER_S", ANSWER_S)
     monkeypatch.setattr(broker, "DRAIN_PER_S", 2000.0)
 
 
@@ -72,7 +75,7 @@ class Site:
             yield self
         finally:
             task.cancel()
-            done, _ = await asyncio.wait({task}, timeout=10)
+            done, _ = await asyncio.wait({task}, timeout=10 * PATIENCE)
             assert done, "the link ends when it is cancelled"
             if not task.cancelled() and task.exception():
                 raise task.exception()
@@ -107,13 +110,15 @@ async def listening(port, name="listener", **options):
 
     ready = asyncio.Event()
     task = asyncio.create_task(listen())
-    await asyncio.wait_for(ready.wait(), 10)
+    await reached(ready.is_set, what="the listener has subscribed")
     yield heard
     await _ended(task)
 
 
 def site_on(port, outbox, **settings):
-    return Site(BrokerSettings(host="127.0.0.1", port=port, tls=False, keepalive_s=2, **settings), outbox)
+    return Site(
+        BrokerSettings(host="127.0.0.1", port=port, tls=False, keepalive_s=round(2 * PATIENCE), **settings), outbox
+    )
 
 
 @pytest.fixture
@@ -213,8 +218,7 @@ async def test_a_link_that_is_lost_while_it_is_cancelled_ends(site, mosquitto):
     await reached(lambda: site.link.connected)
     async with operator(mosquitto.port) as client:
         await client.publish(device_topic(DEVICE, "cmd/c1/req"), b"c", qos=1)
-        done, _ = await asyncio.wait({task}, timeout=10)
-    assert done
+        await reached(task.done)
     assert task.cancelled()
 
 
@@ -230,7 +234,7 @@ async def test_a_bug_of_ours_goes_to_the_top(site, mosquitto):
     async with operator(mosquitto.port) as client:
         await client.publish(device_topic(DEVICE, "cmd/c1/req"), b"c", qos=1)
         with pytest.raises(KeyError):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, 10 * PATIENCE)
 
 
 async def test_commands_sent_to_an_absent_device_wait_over_a_broker_crash(site, mosquitto):
@@ -239,10 +243,11 @@ async def test_commands_sent_to_an_absent_device_wait_over_a_broker_crash(site, 
         pass
     async with operator(mosquitto.port) as client:
         await client.publish(device_topic(DEVICE, "cmd/c1/req"), b"waiting", qos=1)
-        saved = mosquitto.config.parent / "state" / "mosquitto.db"
-        before = saved.stat().st_mtime_ns if saved.exists() else 0
+        state = mosquitto.config.parent / "state" / "mosquitto.db"
+        saved = lambda: state.exists() and (state.stat().st_ino, state.stat().st_mtime_ns)  # noqa: E731
+        before = saved()
         await client.publish("edge/flush", b"", qos=1, retain=True)
-        await reached(lambda: saved.exists() and saved.stat().st_mtime_ns > before)
+        await reached(lambda: saved() not in {False, before})
     mosquitto.restart()
     async with site.running():
         await reached(lambda: site.heard)
@@ -350,7 +355,7 @@ async def test_live_figures_are_said_now_or_never(site, mosquitto):
 
 async def test_a_device_that_vanishes_is_said_to_be_offline(mosquitto, outbox, new_proxy, monkeypatch):
     """The will speaks for a device that could not, after its delay; a short absence is no news."""
-    monkeypatch.setattr(connection, "WILL_DELAY_S", 1)
+    monkeypatch.setattr(connection, "WILL_DELAY_S", round(PATIENCE))
     proxy = new_proxy(mosquitto.port)
     site = site_on(proxy.port, outbox)
     async with listening(mosquitto.port) as heard, site.running():
@@ -380,7 +385,7 @@ async def test_a_lost_link_leaves_no_socket(mosquitto, outbox, new_proxy):
         before = held(os.getpid(), "socket:")
         for number in range(2, 6):
             proxy.reset_all()
-            await reached(lambda wanted=number: site.link.connections == wanted and site.link.connected)
+            await reached(lambda wanted=number: site.link.connections >= wanted and site.link.connected)
         await reached(lambda: held(os.getpid(), "socket:") <= before)
 
 
@@ -480,14 +485,15 @@ async def test_a_flood_of_commands_waits_at_the_broker(site, mosquitto):
 
 async def test_a_black_hole_collects_no_sockets(mosquitto, outbox, new_proxy, monkeypatch):
     """A network that takes connections and answers nothing leaves none of them open."""
-    monkeypatch.setattr(connection, "ANSWER_S", 0.1)
     proxy = new_proxy(mosquitto.port)
     site = site_on(proxy.port, outbox)
     async with site.running():
         proxy.blackhole = True
+        monkeypatch.setattr(connection, "ANSWER_S", 0.1)
         outbox.put([event(1)], time.time())
         await reached(lambda: proxy.connections > 6)
         await reached(lambda: _sockets_to(proxy.port) <= 1)
+        monkeypatch.setattr(connection, "ANSWER_S", ANSWER_S)
         proxy.blackhole = False
         await reached(lambda: site.link.connected and outbox.waiting == 0)
 

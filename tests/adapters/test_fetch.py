@@ -142,7 +142,7 @@ def test_connections_that_end_early_each_bring_something(site, lines):
 
 def test_a_silent_connection_ends_and_is_continued(site, lines, monkeypatch):
     """A black hole is left after the read timeout, with what came before it."""
-    monkeypatch.setattr(answers, "READ_S", 0.3)
+    monkeypatch.setattr(answers, "READ_S", 1.0)
     proxy, new_store = lines
     slow = new_store()
     proxy.rate = 20_000_000

@@ -13,6 +13,8 @@ import struct
 import termios
 import threading
 
+from tests.fakes.waiting import PATIENCE
+
 STEP = 65536
 
 
@@ -41,11 +43,11 @@ class FaultProxy:
         """Ends it and its connections."""
         self._wait(self._close())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
+        self.thread.join(5 * PATIENCE)
         self.loop.close()
 
     def _wait(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(5)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(5 * PATIENCE)
 
     async def _close(self):
         self.server.close()
