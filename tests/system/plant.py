@@ -31,7 +31,7 @@ from fleet.stores import open_store
 from models.check import check_release
 from provisioning.enrol import enrol, folders_in, paths_at
 from provisioning.keys import init_group, init_keys
-from tests.fakes.waiting import until
+from tests.fakes.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -202,7 +202,7 @@ class Device:
     def stop(self):
         """A clean stop takes the runner along."""
         self.agent.send_signal(signal.SIGTERM)
-        self.agent.wait(30)
+        self.agent.wait(30 * PATIENCE)
 
     def close(self):
         """End every process of this device, whatever state it is in."""
@@ -324,7 +324,7 @@ class Camera(threading.Thread):
 
     def end(self):
         self.ending.set()
-        self.join(30)
+        self.join(30 * PATIENCE)
         return self
 
     @property
