@@ -23,7 +23,7 @@ class Besieged(Standing):
 
     def new_device(self):
         self.bucket = HostileBucket(self.store)
-        device = self.plant.device(store={**self.bucket.settings, "poll_s": POLL_S})
+        device = self.plant.device(store={**self.bucket.settings, "poll_s": POLL_S}).with_one_backend()
         device.program = HURRIED
         return device
 

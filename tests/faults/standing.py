@@ -64,7 +64,7 @@ class Standing:
 
     def new_device(self):
         """The device, not started."""
-        return self.plant.device(store={"poll_s": POLL_S})
+        return self.plant.device(store={"poll_s": POLL_S}).with_one_backend()
 
     def close(self):
         self.camera.end()

@@ -35,7 +35,7 @@ def rested(tmp_path_factory):
     plant = Plant(tmp_path_factory.mktemp("rested") / "plant")
     plant.good = plant.publish(ONE)
     plant.rollout(ONE)
-    device = plant.device(store={"poll_s": 1.0}).start()
+    device = plant.device(store={"poll_s": 1.0}).with_one_backend().start()
     assert until_settled(device, plant.good)
     device.stop()
     yield device
@@ -148,9 +148,10 @@ def test_kept_metadata_that_is_corrupt(rested, spoil):
     for path in state(rested, "tuf").rglob("*.json"):
         if not path.is_symlink():
             spoil(path)
-    with without_a_store(rested), living(rested):
+    with living(rested), contextlib.ExitStack() as without:
+        without.enter_context(without_a_store(rested))
         rested.until_serving(ONE, confirmed=True)
-    with living(rested):
+        without.close()
         sync(rested)
         rested.until_serving(ONE, confirmed=True)
 
@@ -178,7 +179,7 @@ DISK_MB = 72  # 64 stay in reserve
 def small_disk(new_plant, mosquitto):
     """A device whose state lies on a disk of its own, with a camera; `fill(leaving)` and `free()` are its disk's."""
     plant = new_plant(broker=mosquitto)
-    device = plant.device(store={"poll_s": 1.0})
+    device = plant.device(store={"poll_s": 1.0}).with_one_backend()
     folder = Path(device.tree["state_folder"])
     folder.mkdir(parents=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", folder], check=False)

@@ -26,7 +26,7 @@ def releases(tmp_path):
 
 def test_a_quota_is_kept(plant, releases):
     """The way back makes room for what is wanted; what cannot have room is refused with every number in the refusal."""
-    device = plant.device(quota_mb=QUOTA_MB, store={"poll_s": 1.0}).start()
+    device = plant.device(quota_mb=QUOTA_MB, store={"poll_s": 1.0}).with_one_backend().start()
     for date in ("20250701", "20250702", "20250703"):
         one = plant.publish_checked(releases(date).checked)
         plant.rollout(one.name)
@@ -70,7 +70,7 @@ def device(plant, releases, tmp_path):
     """A device that has confirmed a release, on a disk of its own: `device.disk`."""
     if os.geteuid():
         pytest.skip("a disk of its own needs root")
-    made = plant.device(store={"poll_s": 1.0})
+    made = plant.device(store={"poll_s": 1.0}).with_one_backend()
     made.disk = Disk(tmp_path / "disk.img", Path(made.tree["state_folder"]))
     if not made.disk.mount():
         pytest.skip("a disk of its own needs a loop device: mount -o loop")

@@ -25,7 +25,7 @@ def test_a_device_that_runs_a_release_takes_the_next_one_by_delta(plant, tmp_pat
         plant.repository, check_release(tmp_path / "models", second.name), newest_publics(plant.keyring, [GROUP]),
         bases=[first.checked], now=now(),
     )  # fmt: skip
-    device = plant.device().start()
+    device = plant.device().with_one_backend().start()
     plant.rollout(old.name)
     device.until_serving(old, confirmed=True)
     camera = Camera(device.door, first.frame, {first.version: first.answer})

@@ -31,7 +31,11 @@ def plant(new_plant, seaweed, request):
 
 def edge_device(plant, secret=EDGE[1], **store):
     """A device with the credentials of the edge."""
-    return plant.device(store={"access_key": EDGE[0], "secret_key": secret, "poll_s": 1.0, **store}).start()
+    return (
+        plant.device(store={"access_key": EDGE[0], "secret_key": secret, "poll_s": 1.0, **store})
+        .with_one_backend()
+        .start()
+    )
 
 
 def test_a_device_that_may_only_read_pulls_and_serves(plant):
