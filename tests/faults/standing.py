@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import sys
-import time
 from base64 import b64decode
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
@@ -20,27 +19,14 @@ from models.check import check_release
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
 from tests.system.listener import Listener
-from tests.system.plant import GROUP, MODELS, ONE, TWO, Camera, Plant, RingingCamera, golden
+from tests.system.plant import GROUP, MODELS, ONE, TWO, CalmCamera, Plant, golden
 from tests.system.steady import until_settled
 
-FRAME_S = 0.02  # a camera of 50 frames per second leaves the machine some time for the test
 POLL_S = 1.0  # what the bucket did is seen, and seen to be over, within a test's patience
 FIXED = frozenset(
     {"slot", "release", "grant", "counter", "deployment"}
 )  # the rest of the ledger is record: events, trials, floor
 LAST = frozenset({"done", "failed", "rejected", "expired"})
-
-
-class CalmCamera(Camera):
-    """As a camera is: a frame now and then, for ever."""
-
-    def take(self, answer):
-        super().take(answer)
-        time.sleep(FRAME_S)
-
-
-class CalmRingingCamera(CalmCamera, RingingCamera):
-    """The same with our client."""
 
 
 class Standing:

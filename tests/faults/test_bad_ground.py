@@ -14,9 +14,9 @@ import yaml
 from agent.core.release import Ref
 from agent.daemon import cli
 from tests.fakes.waiting import until
-from tests.faults.standing import CalmCamera, files_of, told, until_told
+from tests.faults.standing import files_of, told, until_told
 from tests.system.client import command, sync
-from tests.system.plant import ONE, ROOT, TWO, Plant, golden
+from tests.system.plant import ONE, ROOT, TWO, CalmCamera, Plant, golden
 from tests.system.steady import until_settled
 
 NOISE = random.Random(7).randbytes(64 * 1024)

@@ -15,8 +15,8 @@ import yaml
 
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
-from tests.faults.standing import CalmCamera, CalmRingingCamera, Standing, told
-from tests.system.plant import ONE, ROOT, SLOT, UnixConnection, golden
+from tests.faults.standing import Standing, told
+from tests.system.plant import ONE, ROOT, SLOT, CalmCamera, CalmRingingCamera, UnixConnection, golden
 
 FAILING = Path(__file__).parents[1] / "fakes" / "failing_seats"
 KINDS = {  # what is done to the model's run: what is told of it. No four restarts in a minute: the runner would give up

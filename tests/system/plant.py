@@ -98,6 +98,7 @@ class Plant:
         shutil.rmtree(self.short, ignore_errors=True)
 
 
+FRAME_S = 0.02  # a camera of 50 frames per second leaves the machine some time for the test
 TICK_S = 0.05  # two files of one tick of the disk's clock may have the same number and time
 OPTIONS = frozenset({"endpoint", "region", "access_key", "secret_key", "ca"})
 
@@ -351,6 +352,18 @@ class RingingCamera(Camera):
                 return Answer(200, answer.version, answer.outputs)
 
             yield ask
+
+
+class CalmCamera(Camera):
+    """As a camera is: a frame now and then, for ever."""
+
+    def take(self, answer):
+        super().take(answer)
+        time.sleep(FRAME_S)
+
+
+class CalmRingingCamera(CalmCamera, RingingCamera):
+    """The same with our client."""
 
 
 def golden(name):

@@ -1,11 +1,10 @@
 """A device at rest, and what can be seen of it from outside."""
 
-import itertools
 from datetime import datetime
 
 import psutil
 
-from tests.system.plant import ONE, TWO, Camera, RingingCamera, golden
+from tests.system.plant import ONE, TWO, CalmCamera, CalmRingingCamera, Camera, RingingCamera, golden
 
 VERSIONS = {name.rsplit("_", 1)[1]: golden(name)[1] for name in (ONE, TWO)}  # both answer the same frame
 
@@ -21,10 +20,10 @@ def until_settled(device, release, seconds=60.0):
     return device.until(settled, f"{device.name} has settled on {release.name}", seconds)
 
 
-def start_cameras(device, count=1):
-    """Clients that ask without a pause and check every answer against the version that it names."""
+def start_cameras(device):
+    """Four clients that check every answer against the version that it names; one of each kind asks without a pause."""
     frame, _ = golden(ONE)
-    kinds = itertools.islice(itertools.cycle((Camera, RingingCamera)), count)
+    kinds = Camera, RingingCamera, CalmCamera, CalmRingingCamera
     cameras = [kind(device.door, frame, VERSIONS) for kind in kinds]
     for camera in cameras:
         camera.start()

@@ -1,7 +1,7 @@
 """The main job, end to end, with real processes, a real broker and a real store."""
 
 from tests.system.client import sync
-from tests.system.plant import BAD, ONE, TWO, Camera, golden
+from tests.system.plant import BAD, ONE, TWO, CalmCamera, golden
 
 
 def test_a_release_goes_all_the_way_and_back(new_plant, mosquitto):
@@ -12,7 +12,7 @@ def test_a_release_goes_all_the_way_and_back(new_plant, mosquitto):
     plant.rollout(ONE)
     device.until_serving(one, confirmed=True)
     frame, wanted = golden(ONE)
-    camera = Camera(device.door, frame, {"20250628": wanted})
+    camera = CalmCamera(device.door, frame, {"20250628": wanted})
     camera.start()
     plant.rollout(TWO)
     device.until_serving(two, confirmed=True)

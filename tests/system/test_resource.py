@@ -1,7 +1,7 @@
 """A device without room for two seats: the old one leaves first, requests wait, and the way back is short."""
 
 from tests.system.client import sync
-from tests.system.plant import BAD, ONE, SLOT, TWO, Camera, golden
+from tests.system.plant import BAD, ONE, SLOT, TWO, CalmCamera, golden
 
 RESOURCE = {"slots": {SLOT: {"swap": "resource", "hold_s": 20.0}}}
 
@@ -13,7 +13,7 @@ def test_requests_wait_while_the_one_seat_is_changed(plant):
     plant.rollout(ONE)
     device.until_serving(one, confirmed=True)
     frame, wanted = golden(ONE)
-    camera = Camera(device.door, frame, {"20250628": wanted})
+    camera = CalmCamera(device.door, frame, {"20250628": wanted})
     camera.start()
     plant.rollout(TWO)
     sync(device)

@@ -12,7 +12,6 @@ from tests.system.steady import events, resident, start_cameras, until_settled
 
 SWAPS = 100
 WARM_UP = 6  # swaps until every buffer of agent and runner has had its size once
-CLIENTS = 4
 SOAK_S = 0.2
 GROWTH = 1.05
 
@@ -23,7 +22,7 @@ def test_a_hundred_swaps_under_load_lose_nothing_and_leave_nothing(new_plant, mo
     """Each swap is a new, proven and soaked process; no request fails, each answer is right, memory stays."""
     plant = new_plant(broker=mosquitto)
     device, releases = device_with_evidence(plant)
-    cameras = start_cameras(device, CLIENTS)
+    cameras = start_cameras(device)
     seats, seconds, memory = [seat_of(device)], [], []
     for number in range(SWAPS):
         release = releases[number % 2]
@@ -38,8 +37,8 @@ def test_a_hundred_swaps_under_load_lose_nothing_and_leave_nothing(new_plant, mo
         camera.end()
     tell(cameras, seconds, memory)
     assert len(set(seats)) == SWAPS + 1, "each swap starts a process of its own"
-    assert [camera.failures for camera in cameras] == [[]] * CLIENTS
-    assert [camera.wrong for camera in cameras] == [[]] * CLIENTS
+    assert [camera.failures for camera in cameras] == [[]] * len(cameras)
+    assert [camera.wrong for camera in cameras] == [[]] * len(cameras)
     assert all(set(camera.versions) == {"20250628", "20250629"} for camera in cameras)
     for before, after in zip(memory[WARM_UP : WARM_UP + 2], memory[-2:], strict=True):  # of the same release each
         assert sum(after.values()) < GROWTH * sum(before.values()), (before, after)
