@@ -131,7 +131,7 @@ def test_watching_shows_what_is_retained(mosquitto, capsys):
     """A desk that comes late sees every device."""
     with Broker(broker_at(url(mosquitto))) as device:
         device.publish("edge/v1/cam-7/state", b'{"state": "online"}', retain=True)
-    assert cli.main(["watch", "--broker", url(mosquitto), "--for", "1"]) == 0
+    assert cli.main(["watch", "--broker", url(mosquitto), "--for", "2"]) == 0
     assert "cam-7" in capsys.readouterr().out
 
 
