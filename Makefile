@@ -9,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
 PAIR   := $(addprefix tests/faults/test_,kill.py seats.py)
 ALONE  := $(addprefix tests/system/test_,swaps.py event_loop.py)
-FIRST  := tests/core tests/attacks tests/faults tests/system
+FIRST  := tests/core tests/attacks tests/faults tests/system tests/runner
 SHARED := $(FIRST) $(filter-out $(FIRST) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
 export ORT_DISABLE_TELEMETRY := 1
 
