@@ -50,6 +50,8 @@ from agent.runner.frame import frame_shape, normalise
 REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RING_BYTES = 16  # more of a ring is not looked at, and less neither
+LOOK_S = 0.0005 if len(os.sched_getaffinity(0)) > 1 else 0.0  # for the next ring; there it would keep its client away
+PRESSED_S = 0.001  # from an answer to the next ring where one frame follows the other, with the time it takes to wake
 RUNS = 2048  # rung for between two counts; four a millisecond
 ENGINE_FACTOR = 2  # an engine is about as large as the weights; while it is exported it may be there twice
 
@@ -89,7 +91,9 @@ class Model(Loaded):
         """The input where it lies; a copy only of frames, and where the client left it unaligned."""
         declared = next(one for one in self.metadata.inputs if one.name == slice_.name)
         is_frame = slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None
-        return normalise(tensor, declared, self.config) if is_frame else np.require(tensor, requirements="A")
+        if is_frame:
+            return normalise(tensor, declared, self.config)
+        return tensor if tensor.flags.aligned else tensor.copy()
 
 
 def all_finite(arrays: Arrays) -> bool:
@@ -135,6 +139,7 @@ class Seat:
         self._lanes: dict[int, Lane] = {}
         self._bells: dict[int, tuple[socket.socket, messages.SeatRun]] = {}  # by lane; who was answered goes behind
         self._rung: deque[tuple[float, float]] = deque(maxlen=RUNS)
+        self._answered, self._is_pressed = 0.0, False  # when the last ring was, and whether one follows the other
         self._awake = select.poll()
         self._awake.register(channel.sock, select.POLLIN)
         self._model: Model | None = None
@@ -144,12 +149,21 @@ class Seat:
         """Answers until the runner closes the channel."""
         is_asked = True
         while is_asked:
-            ready = {number for number, _ in self._awake.poll()} if self._bells else {self._channel.sock.fileno()}
+            ready = self._ready() if self._bells else {self._channel.sock.fileno()}
             if self._channel.sock.fileno() in ready:
                 is_asked = self._obey()
             lane = next((lane for lane, (bell, _) in self._bells.items() if bell.fileno() in ready), None)
             if lane is not None:
                 self._answer_ring(lane)
+
+    def _ready(self) -> set[int]:
+        """Who has something for us. Where one frame follows the other, to look for the next costs less than to wake."""
+        until = self._answered + (LOOK_S if self._is_pressed else 0.0)
+        while not (ready := self._awake.poll(0)) and time.monotonic() < until:
+            pass
+        ready = ready or self._awake.poll()
+        self._is_pressed = time.monotonic() - self._answered < PRESSED_S
+        return {number for number, _ in ready}
 
     def _obey(self) -> bool:
         """One order; whether another may come."""
@@ -182,6 +196,7 @@ class Seat:
                     bell.send(messages.encode(ran), socket.MSG_DONTWAIT)
                     self._rung.append((began, ran.busy_s))
                     self._bells[lane] = self._bells.pop(lane)
+                    self._answered = time.monotonic()
                     return
         except Exception as error:  # noqa: BLE001 - a client that left, or the boundary to libraries
             log.debug("lane=%d step=ring outcome=ended reason=%s", lane, error)
