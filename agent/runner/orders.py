@@ -15,17 +15,17 @@ from collections.abc import Callable
 from itertools import count
 
 from agent.adapters.channel import Channel, peer_uid
+from agent.adapters.fork_server import ForkServer
 from agent.adapters.packets import close_all
 from agent.adapters.pulse import Pulse
 from agent.adapters.seat_process import find_backends
 from agent.core import messages
-from agent.core.candidate import Failure
+from agent.core.candidate import Failure, Found
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Facts, Order, Refused, Reply, SlotOrder, Welcome
 from agent.runner.door import Door
 from agent.runner.frames import Frames
 from agent.runner.holdings import Holdings
-from agent.runner.seats import Spare
 from agent.runner.slots import Slot
 
 SPOKEN = frozenset({PROTOCOL, max(1, PROTOCOL - 1)})
@@ -43,13 +43,18 @@ class Runner:
         self.door = Door(self.slots, tasks)
         self.frames = Frames(self.slots, self.door, tasks)
         self._tasks, self._stop = tasks, stop
-        self._holdings, self._spare = Holdings(), Spare()
+        self._holdings, self._server = Holdings(), ForkServer()
         self._incidents = count(1)
         self._agents: set[Channel[Ask]] = set()
-        self._found = tasks.create_task(find_backends(), name="probe")
+        self._found = tasks.create_task(self._look_around(), name="probe")
         self._is_telling = False
         self._pulse = Pulse()
         tasks.create_task(self._pulse.run(), name="pulse")
+
+    async def _look_around(self) -> tuple[Found, ...]:
+        found = await find_backends()
+        await self._server.start()
+        return found
 
     async def attend(self, sock: socket.socket, uid: int) -> None:
         """Serves one agent until it leaves."""
@@ -72,7 +77,7 @@ class Runner:
 
     async def close(self) -> None:
         """Ends every seat."""
-        self._spare.drop()
+        self._server.close()
         await asyncio.gather(*(slot.close() for slot in self.slots.values()))
 
     def facts(self) -> Facts:
@@ -119,8 +124,6 @@ class Runner:
             log.exception("step=%s outcome=refused", step)
             reason = f"the runner failed at this {step} ({type(error).__name__}: {error}): look at its log"
             reply = refused(reason, Kind.BACKEND)
-        if isinstance(reply, Refused) and isinstance(ask.order, messages.Offer | messages.Seal):
-            self._spare.drop()
         if channel in self._agents:
             try:
                 channel.send(Answer(id=ask.id, reply=reply), descriptors)
@@ -132,7 +135,6 @@ class Runner:
     async def _act(self, order: Order) -> tuple[Reply, Descriptors]:
         match order:
             case messages.Offer():
-                await self._spare.prepare()
                 return Done(), await self._holdings.offer(order.ref, order.parts)
             case messages.Seal():
                 await self._holdings.seal(order.ref)
@@ -169,7 +171,7 @@ class Runner:
 
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:
-            self.slots[name] = Slot(name, self._holdings, self._spare, self._tasks, self.changed, self._incidents)
+            self.slots[name] = Slot(name, self._holdings, self._server, self._tasks, self.changed, self._incidents)
         return self.slots[name]
 
     def changed(self) -> None:
@@ -183,7 +185,6 @@ class Runner:
         freed = self._holdings.forget({ref for slot in self.slots.values() for ref in slot.needed()})
         if not self._agents:  # nobody will write what is offered, nor load it
             freed += self._holdings.withdraw()
-            self._spare.drop()
         if freed:  # a gigabyte of pages takes the kernel a tenth of a second
             asyncio.get_running_loop().run_in_executor(None, close_all, freed)
         answer = Answer(id=0, reply=self.facts())

@@ -1,4 +1,4 @@
-"""A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR VERSION`.
+"""A seat: a child process with one loaded model. `python -m agent.runner.seat PARENT DESCRIPTOR VERSION` forks them.
 
 1. It does one thing at a time. Orders are done as they were asked, and each but LaneOpen and SeatBell gets one answer.
    Between two orders one ring is answered (bells.py), the bells in turn: nobody waits for another's stream.
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from agent import VERSION
 from agent.adapters.arena import Arena
+from agent.adapters.forks import forked
 from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
@@ -48,7 +49,7 @@ from agent.runner import walls
 from agent.runner.frame import frame_shape, normalise
 
 REASON_CHARACTERS = 1000  # some libraries tell a model's whole graph; facts must fit into a packet
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 RING_BYTES = 16  # more of a ring is not looked at, and less neither
 LOOK_S = 0.0005 if len(os.sched_getaffinity(0)) > 1 else 0.0  # for the next ring; there it would keep its client away
 PRESSED_S = 0.001  # from an answer to the next ring where one frame follows the other, with the time it takes to wake
@@ -284,9 +285,11 @@ class Seat:
         return ()
 
 
-def settle(parent: int) -> None:
+def settle(parent: int, name: bytes) -> None:
     """Makes this process one that dies with its parent and leaves no dump."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_NAME, name)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the runner is gone")
     leave_no_dump()
@@ -296,23 +299,24 @@ def settle(parent: int) -> None:
 def refuse(channel: Packets[ToSeat], version: str) -> None:
     """Says no to a runner that was there before these files, whatever it asks: that is not even read."""
     if channel.sock.recv(1):
-        reason = f"edge-runner is still {version or '0.1.0'}, and its files are {VERSION}: restart edge-runner"
-        kind = Kind.STALE if version else Kind.BACKEND  # 0.1.0 knows no other, and does not say its version
-        channel.send(messages.Refused(failure=Failure(kind=kind, reason=reason)))
+        reason = f"edge-runner is still {version}, and its files are {VERSION}: restart edge-runner"
+        channel.send(messages.Refused(failure=Failure(kind=Kind.STALE, reason=reason)))
 
 
 def main() -> None:
     """`seat PARENT DESCRIPTOR VERSION`; `--walls` and `--probe [NAME ...]` say as JSON what holds and what works."""
-    drawn = walls.draw()
     if sys.argv[1:2] == ["--walls"]:
-        sys.stdout.buffer.write(to_json(drawn))
+        sys.stdout.buffer.write(to_json(walls.draw()))
         return
     if sys.argv[1:2] == ["--probe"]:
+        walls.draw()
         sys.stdout.buffer.write(to_json(probe([Backend(name) for name in sys.argv[2:]] or Backend)))
         return
-    parent, descriptor, version = (*sys.argv[1:], "")[:3]
-    settle(int(parent))
-    channel: Packets[ToSeat] = Packets(socket.socket(fileno=int(descriptor)), ToSeat)
+    parent, descriptor, version = sys.argv[1:]
+    settle(int(parent), b"edge-seats")
+    channel: Packets[ToSeat] = Packets(forked(socket.socket(fileno=int(descriptor))), ToSeat)
+    settle(int(parent), b"edge-seat")
+    walls.draw()
     if version.rpartition(".")[0] == VERSION.rpartition(".")[0]:
         Seat(channel).serve()
     else:

@@ -4,9 +4,9 @@
    killed, since a model that hangs never comes back.
 2. A dead seat is known by the end of its channel. First its keeper hears of it (and finds another seat), then
    every order that it had not answered fails, so that whoever asks again meets the new seat.
-3. Seats are spawned, never forked. Where it can be undone, a candidate begins in the time that nobody else wants; after
-   IDLE_S of its load, or once it is loaded, it has a small share of any machine; and its full one when it serves.
-4. A spare starts when something is offered, and is ready when that is written. Nothing waits for it, nothing needs it.
+3. Seats are forked from a process without a model (fork_server.py). Where it can be undone, a candidate begins in the
+   time that nobody else wants; after IDLE_S of its load, or once it is loaded, it has a small share of any machine; and
+   its full one when it serves.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from agent import VERSION
 from agent.adapters.channel import Channel
-from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended, spawn_seat
+from agent.adapters.fork_server import Adopted, ForkServer
+from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
@@ -37,10 +37,8 @@ from agent.runner.lanes import Pair
 FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leaves in milliseconds
 GUARD_S, SERVING_GUARD_S = 0.25, 2.0  # between two looks at the memory of a candidate, and of a seat that served
 SERVING_ROOM = 2  # times the gate: clients may send larger batches than the golden samples are
-IDLE_S = 2.0  # a machine without idle time delays a load by so much; Python and the libraries are there sooner
+IDLE_S = 0.5  # a machine without idle time delays a load by so much; the library and small models are there sooner
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
-
-Child = tuple[asyncio.subprocess.Process, Channel[FromSeat]]
 
 
 class Priority(Enum):
@@ -80,7 +78,7 @@ class Seat:
         self.inside = 0  # of them, as the slot counts
         self.load_deadline_s = 0.0
         self._lost = lost
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Adopted | None = None
         self._channel: Channel[FromSeat] | None = None
         self._waiting: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -99,14 +97,16 @@ class Seat:
         """The child's; 0 before there is one."""
         return self._process.pid if self._process is not None else 0
 
-    async def start(self, spare: "Spare") -> None:
-        """Takes a child; `listen` must run from then on.
+    async def start(self, server: ForkServer) -> None:
+        """Takes a child, which gives way to all others; `listen` must run from then on.
 
         Raises:
             BackendError: the system has no room for another process.
         """
         try:
-            self._process, self._channel = await spare.take()
+            self._process, sock = await server.fork()
+            self._channel = Channel(sock, FromSeat)
+            self.rank(Priority.IDLE)
         except OSError as error:
             self._told_to_end = True
             self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
@@ -299,7 +299,7 @@ class Seat:
     def _kill(self) -> None:
         assert self._process is not None
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):  # not Process.kill(): it may reap the child, and how it ended is lost
+            with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)
 
     async def _last_words(self) -> str:
@@ -321,52 +321,6 @@ class Seat:
                 waiting.answer.set_exception(SeatEndedError(failure, was_inside=place == 0))
         self._waiting.clear()
         self._watch()
-
-
-class Spare:
-    """At most one child that has no model yet."""
-
-    def __init__(self) -> None:
-        self._child: Child | None = None
-
-    async def prepare(self) -> None:
-        """Has one wait. Where the system has no room for it, whoever loads hears of that."""
-        if self._child is None:
-            with suppress(OSError):
-                child = await spawn()
-                self.drop()
-                self._child = child
-
-    async def take(self) -> Child:
-        """The one that waits, or a new one.
-
-        Raises:
-            OSError: the system has no room for another process.
-        """
-        if self._child is None or self._child[0].returncode is not None:
-            self.drop()
-            return await spawn()
-        child, self._child = self._child, None
-        return child
-
-    def drop(self) -> None:
-        """Nobody will need it: it leaves at the end of its channel."""
-        if self._child is not None:
-            self._child[1].close()
-            self._child = None
-
-
-async def spawn() -> Child:
-    """A child that gives way to all others, and the channel to it; raises OSError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        try:
-            process = await spawn_seat(str(os.getpid()), str(theirs.fileno()), VERSION, pass_fds=(theirs.fileno(),))
-        except OSError:
-            ours.close()
-            raise
-    set_priority(process.pid, Priority.IDLE)
-    return process, Channel(ours, FromSeat)
 
 
 def set_priority(pid: int, priority: Priority) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
+from agent.adapters.fork_server import ForkServer
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError
@@ -23,7 +24,7 @@ from agent.core.release import Ref
 from agent.runner.answers import run_deadline_s
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import Pair
-from agent.runner.seats import Seat, Spare
+from agent.runner.seats import Seat
 from agent.runner.serving import Serving
 from agent.runner.tally import Tally
 
@@ -39,14 +40,14 @@ class Slot(Serving):
         self,
         name: str,
         holdings: Holdings,
-        spare: Spare,
+        server: ForkServer,
         tasks: asyncio.TaskGroup,
         changed: Callable[[], None],
         count: Iterator[int],
     ) -> None:
         super().__init__(name, tasks, changed, count)
         self._seats: dict[Place, Seat] = {}
-        self._holdings, self._spare = holdings, spare
+        self._holdings, self._server = holdings, server
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._restarting: Place | None = None
 
@@ -235,7 +236,7 @@ class Slot(Serving):
         self._seats[place] = seat
         self._changed()
         try:
-            await seat.start(self._spare)
+            await seat.start(self._server)
             self._tasks.create_task(seat.listen(), name=f"seat {place}")
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)

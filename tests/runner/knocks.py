@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.adapters.fork_server import ForkServer
 from agent.core.documents import from_json, from_yaml
 from agent.core.messages import Promote, SeatRan, Slice
 from agent.core.release import Config, Metadata
@@ -26,7 +27,6 @@ from agent.runner.door import Door
 from agent.runner.holdings import Held, Holdings
 from agent.runner.lanes import LANES
 from agent.runner.regions import Regions, Registered
-from agent.runner.seats import Spare
 from agent.runner.slots import Slot
 from tests.runner.conftest import SHAPE, binary, http, release
 
@@ -118,7 +118,7 @@ class Knocks:
         one = release(1)
         (folder / FRAMES).write_bytes(bytes(2 * FRAME))
         self._folder = folder
-        self._slot = Slot("a", Holdings(), Spare(), tasks, lambda: None, count(1))
+        self._slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
         self._slot.order = Promote(slot="a", place=one.place, hold_s=1.0)
         self._slot._serve(Seat(one))
         self._door = Door({"a": self._slot}, tasks)

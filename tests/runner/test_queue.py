@@ -12,12 +12,12 @@ from itertools import count
 import numpy as np
 import pytest
 
+from agent.adapters.fork_server import ForkServer
 from agent.core.errors import TransferError
 from agent.core.messages import Look, Promote, SeatRan, Slice
 from agent.runner import door, lanes
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import Lanes
-from agent.runner.seats import Spare
 from agent.runner.slots import Slot
 from tests.runner.conftest import SHAPE, Camera, eventually, http, release
 from tests.runner.knocks import Seat as QuickSeat
@@ -51,7 +51,7 @@ class Seat(QuickSeat):
 async def asked(tmp_path):
     """A door with one slot, whose seat is the test's; asks it, and returns the answer to come."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), Spare(), tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=release(1).place, hold_s=5.0)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")

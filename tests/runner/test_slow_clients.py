@@ -5,11 +5,11 @@ from itertools import count
 
 import pytest
 
+from agent.adapters.fork_server import ForkServer
 from agent.core.messages import Place, Promote
 from agent.runner import door, wire
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import LANES
-from agent.runner.seats import Spare
 from agent.runner.slots import Slot
 from tests.runner.conftest import CPU, Camera, http, release
 
@@ -18,7 +18,7 @@ from tests.runner.conftest import CPU, Camera, http, release
 async def knock(tmp_path):
     """Opens connections to a door with one slot, whose model never comes."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), Spare(), tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=Place(ref=release(1).ref, candidate=CPU), hold_s=0.05)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")
