@@ -18,7 +18,7 @@ from tests.runner.conftest import release
 
 OF_ANOTHER_VERSION = """#!/bin/sh
 shift 3
-exec {python} -c 'from agent.runner import main, seats; seats.VERSION = "{version}"; main.main()' "$@"
+exec {python} -c 'from agent.adapters import fork_server as forks; from agent.runner import main; forks.VERSION = "{version}"; main.main()' "$@"
 """
 
 

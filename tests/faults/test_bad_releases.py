@@ -68,7 +68,7 @@ def rename_outputs(folder):
 
 AT_THE_DESK = {
     "metadata that is no JSON": (edit("metadata", "{", "{{"), "is not valid JSON"),
-    "metadata without a key": (edit("metadata", '"inputs"', '"imputs"'), "missing required field `inputs`"),
+    "metadata without a key": (edit("metadata", '"inputs"', '"imputs"'), "did you mean inputs?"),
     "metadata with a value of another type": (edit("metadata", '"accuracy": 0', '"accuracy": "high", "x": 0'), "accuracy"),
     "metadata with an impossible accuracy": (edit("metadata", '"accuracy": 0', '"accuracy": 8'), "<= 1"),
     "metadata of another release": (edit("metadata", '"version": "2025', '"version": "2024'), "the name says '20250701'"),

@@ -202,7 +202,7 @@ class Device:
         """The seats' processes."""
         runner = self.runner()
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [one for one in runner.children() if "agent.runner.seat" in one.cmdline()] if runner else []
+            return [one for one in runner.children() if one.name() == "edge-seat"] if runner else []
         return []
 
     def stop(self):
