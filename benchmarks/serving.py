@@ -5,7 +5,9 @@
    round: a neighbour that is busy hits all of them.
 2. The direct loop is what an application would write itself: a session in its own process, of as many threads as the
    seat has, and each frame copied once, as a camera brings it.
-3. Two models: a small detector of this repository, and one of YOLOv8n's size ($EDGE_ACCEPTANCE_MODELS, else a graph of
+3. What NVIDIA's client and the loopback cost by themselves is told beside: the same request to a server that computes
+   nothing. No server can give more than the direct loop with that before it.
+4. Two models: a small detector of this repository, and one of YOLOv8n's size ($EDGE_ACCEPTANCE_MODELS, else a graph of
    that size made here). `best_backend` and `benchmark_app` judge the trial: what it chose, and the speed it told.
 
 `--quick`: short turns, nothing is written. MLServer is measured where it installs into .cache/mlserver.
@@ -35,7 +37,7 @@ from agent.backends.hardware import gpu
 from agent.backends.session import Array
 from agent.core.candidate import Backend, Candidate, Evidence
 from agent.core.messages import Load, Place, Trial, Tried, Unload
-from benchmarks import _mlserver, _results
+from benchmarks import _mlserver, _null_server, _results
 from benchmarks._releases import SMALL, noise, opened, release_of, yolo
 from client import Client
 from tests.fakes.ports import free_ports
@@ -49,6 +51,7 @@ WAYS = {
     "shm": "shared memory over HTTP",
     "grpc_shm": "shared memory over gRPC",
     "http": "binary tensors over HTTP",
+    "http_null": "binary tensors over HTTP, to a server that computes nothing",
     "grpc": "binary tensors over gRPC",
     "mlserver": "MLServer, the same runtime, over gRPC",
 }
@@ -57,6 +60,7 @@ CHOICE = {
     "benchmark_app_ratio": "frames per second that a trial tells / OpenVINO's benchmark_app",
     "best_backend_ratio": "the chosen candidate / the fastest measured by hand",
 }
+LIMIT = "the direct loop, and an HTTP server that computes nothing, one after the other"
 THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
 CPU, OPENVINO = (Candidate(backend=one, threads=THREADS) for one in (Backend.CPU, Backend.OPENVINO))
 CUDA = Candidate(backend=Backend.CUDA)
@@ -108,8 +112,9 @@ def rows(figures: Mapping[str, float | str]) -> Iterator[tuple[float | str, ...]
     for model, name in MODELS.items():
         for way, told in WAYS.items():
             if f"{model}_{way}_p50_ms" in figures:
-                ratio = 1.0 if way == "direct" else figures[ratio_key(model, way)]
+                ratio = {"direct": 1.0, "http_null": ""}.get(way) or figures.get(ratio_key(model, way), "")
                 yield name, told, ratio, figures[f"{model}_{way}_p50_ms"], figures[f"{model}_{way}_p99_ms"]
+        yield name, LIMIT, figures[f"{model}_http_limit"], "", ""
     for key, told in CHOICE.items():
         if key in figures:
             yield MODELS["yolo"], told, figures[key], "", ""
@@ -160,7 +165,9 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
         found[ratio_key(one.slot, way)] = round(statistics.median(ratios), 3)
         p50, p99 = np.percentile(1000 * np.concatenate([np.array(turn) for turn in turns]), (50, 99))
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
-    del found[f"{one.slot}_direct_ratio"]
+    del found[f"{one.slot}_direct_ratio"], found[f"{one.slot}_http_null_ratio"]
+    null_s, direct_s = (statistics.median(itertools.chain(*times[way])) for way in ("http_null", "direct"))
+    found[f"{one.slot}_http_limit"] = round(direct_s / (direct_s + null_s), 3)
     return found | ({} if peer or sizes.candidate == CUDA else {f"mlserver_{one.slot}_ratio": _mlserver.why_not()})
 
 
@@ -217,7 +224,11 @@ def by_triton(one: Model, http_at: str, grpc_at: str, stack: ExitStack) -> dict[
         asked = [library.InferRequestedOutput(key) for key in outputs]
         found[name] = plain(client, one, inputs, asked)
         found["shm" if name == "http" else "grpc_shm"] = shared(library, client, one, outputs, stack)
-    return found
+    null = tritonclient.http.InferenceServerClient(stack.enter_context(_null_server.started(free_ports(1)[0], outputs)))
+    stack.callback(null.close)
+    names = [tritonclient.http.InferRequestedOutput(key) for key in outputs]
+    inputs = [tritonclient.http.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
+    return found | {"http_null": plain(null, one, inputs, names)}
 
 
 def plain(client: object, one: Model, inputs: Sequence[object], asked: Sequence[object]) -> Ask:
