@@ -11,6 +11,7 @@ import pytest
 from agent.adapters import fork_server
 from agent.adapters.fork_server import ForkServer
 from tests.runner.conftest import PATIENCE_S, alive, eventually, release, runner_in
+from tests.runner.test_models_socket import mappings
 
 
 @pytest.fixture
@@ -35,6 +36,17 @@ async def test_a_seat_is_the_runners_child(agent, shared, slot):
     loaded = await agent.load(slot, release(1))
     assert psutil.Process(loaded.pid).ppid() == shared.process.pid
     assert name_of(loaded.pid) == "edge-seat"
+
+
+async def test_what_is_forked_holds_nothing_that_must_not_be_copied(agent, shared, slot):
+    """One thread and no inference library, also after its seats have loaded some."""
+    await agent.serve(slot, release(1))
+    server = server_of(shared)
+    assert psutil.Process(server).num_threads() == 1
+    maps = mappings(server)
+    assert "numpy" in maps
+    assert "onnxruntime" not in maps
+    assert "openvino" not in maps
 
 
 async def test_a_seat_has_nothing_of_its_servers(agent, slot):
