@@ -112,7 +112,7 @@ def rows(figures: Mapping[str, float | str]) -> Iterator[tuple[float | str, ...]
     for model, name in MODELS.items():
         for way, told in WAYS.items():
             if f"{model}_{way}_p50_ms" in figures:
-                ratio = {"direct": 1.0, "http_null": ""}.get(way) or figures.get(ratio_key(model, way), "")
+                ratio = 1.0 if way == "direct" else figures.get(ratio_key(model, way), "")
                 yield name, told, ratio, figures[f"{model}_{way}_p50_ms"], figures[f"{model}_{way}_p99_ms"]
         yield name, LIMIT, figures[f"{model}_http_limit"], "", ""
     for key, told in CHOICE.items():
@@ -217,18 +217,17 @@ def by_triton(one: Model, http_at: str, grpc_at: str, stack: ExitStack) -> dict[
     """NVIDIA's client, over HTTP and gRPC, with and without shared memory."""
     outputs = output_sizes(one)
     found: dict[str, Ask] = {}
-    for name, library, at in (("http", tritonclient.http, http_at), ("grpc", tritonclient.grpc, grpc_at)):
+    null_at = stack.enter_context(_null_server.started(free_ports(1)[0], outputs))
+    http, grpc = tritonclient.http, tritonclient.grpc
+    for name, library, at in (("http", http, http_at), ("grpc", grpc, grpc_at), ("http_null", http, null_at)):
         client = library.InferenceServerClient(at)
         stack.callback(client.close)
         inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
         asked = [library.InferRequestedOutput(key) for key in outputs]
         found[name] = plain(client, one, inputs, asked)
-        found["shm" if name == "http" else "grpc_shm"] = shared(library, client, one, outputs, stack)
-    null = tritonclient.http.InferenceServerClient(stack.enter_context(_null_server.started(free_ports(1)[0], outputs)))
-    stack.callback(null.close)
-    names = [tritonclient.http.InferRequestedOutput(key) for key in outputs]
-    inputs = [tritonclient.http.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
-    return found | {"http_null": plain(null, one, inputs, names)}
+        if at != null_at:
+            found["shm" if name == "http" else "grpc_shm"] = shared(library, client, one, outputs, stack)
+    return found
 
 
 def plain(client: object, one: Model, inputs: Sequence[object], asked: Sequence[object]) -> Ask:

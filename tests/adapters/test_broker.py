@@ -412,6 +412,22 @@ async def site_at(serve, outbox):
         yield site
 
 
+def broker_of(came, properties, said):
+    """A broker that welcomes with these properties, and answers what comes next, which it keeps, with `said`."""
+
+    async def serve(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1000)
+            writer.write(bytes([0x20, 3 + len(properties), 0, 0, len(properties)]) + properties)
+            asked = await reader.read(1000)
+            came.append(asked)
+            writer.write(said.replace(b"NN", asked[3:5]))
+            await reader.read(1000)
+        writer.close()
+
+    return serve
+
+
 GRANTED = b"\x90\x08NN\x00" + b"\x01" * 5
 
 
@@ -428,18 +444,7 @@ async def test_what_is_no_mqtt_ends_the_connection_alone(outbox, monkeypatch, sa
     """Whatever a broker says, the link is lost at most, told and made anew."""
     monkeypatch.setattr(connection, "ANSWER_S", 600.0)
     came = []
-
-    async def accept(reader, writer):
-        with contextlib.suppress(ConnectionError):
-            await reader.read(1000)
-            writer.write(b"\x20\x03\x00\x00\x00")
-            asked = await reader.read(1000)
-            came.append(asked)
-            writer.write(said.replace(b"NN", asked[3:5]))
-            await reader.read(1000)
-        writer.close()
-
-    async with site_at(accept, outbox) as site:
+    async with site_at(broker_of(came, b"", said), outbox) as site:
         await reached(lambda: len(came) > 2)
         assert "check the network" in site.link.last_error
 
@@ -448,18 +453,7 @@ async def test_what_is_no_mqtt_ends_the_connection_alone(outbox, monkeypatch, sa
 async def test_a_broker_that_says_it_takes_nothing_is_left(outbox, limit):
     """A Receive Maximum or Maximum Packet Size of 0 is no MQTT: what we have to say does not wait for ever."""
     came = []
-
-    async def accept(reader, writer):
-        with contextlib.suppress(ConnectionError):
-            came.append(await reader.read(1000))
-            properties = bytes([len(limit)]) + limit
-            writer.write(b"\x20" + bytes([2 + len(properties)]) + b"\x00\x00" + properties)
-            asked = await reader.read(1000)
-            writer.write(GRANTED.replace(b"NN", asked[2:4]))
-            await reader.read(1000)
-        writer.close()
-
-    async with site_at(accept, outbox) as site:
+    async with site_at(broker_of(came, limit, GRANTED), outbox) as site:
         await reached(lambda: len(came) > 2)
         assert "Protocol error" in site.link.last_error
 

@@ -142,8 +142,14 @@ class Agent:
         return reply
 
     async def hand_over(self, one: Release):
+        return await self.write(one, await self.offer(one))
+
+    async def offer(self, one: Release) -> list[int]:
         reply, descriptors = await self.client.ask(Offer(ref=one.ref, parts=one.announced))
         assert isinstance(reply, Done), reply
+        return descriptors
+
+    async def write(self, one: Release, descriptors: list[int]):
         for number, content in zip(descriptors, one.parts.values(), strict=True):
             memory_file.write(number, content)
         close_all(descriptors)
