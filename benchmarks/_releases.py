@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from agent.backends import open_session, read_head
 from agent.backends.golden import Sample
 from agent.backends.session import Array, Session
-from agent.core.candidate import Candidate
+from agent.core.candidate import Backend, Candidate
 from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS
 from agent.core.release import Config
 from models.golden import save_golden
@@ -21,6 +21,7 @@ from models.loading import tensors
 from tests.runner.conftest import CPU, Release, named
 
 ROOT = Path(__file__).parents[1]
+CUDA = Candidate(backend=Backend.CUDA)
 SMALL = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
 WIDTHS, STEPS = (16, 32, 32, 64, 64, 64, 128, 128, 128, 256, 256, 256), (2, 2, 1) + 3 * (2, 1, 1)
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)

@@ -38,7 +38,7 @@ from agent.backends.session import Array
 from agent.core.candidate import Backend, Candidate, Evidence
 from agent.core.messages import Load, Place, Trial, Tried, Unload
 from benchmarks import _mlserver, _null_server, _results
-from benchmarks._releases import SMALL, noise, opened, release_of, yolo
+from benchmarks._releases import CUDA, SMALL, noise, opened, release_of, yolo
 from client import Client
 from tests.fakes.ports import free_ports
 from tests.runner.conftest import Agent, Release, Running, runner_in
@@ -63,7 +63,6 @@ CHOICE = {
 LIMIT = "the direct loop, and an HTTP server that computes nothing, one after the other"
 THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
 CPU, OPENVINO = (Candidate(backend=one, threads=THREADS) for one in (Backend.CPU, Backend.OPENVINO))
-CUDA = Candidate(backend=Backend.CUDA)
 Feeds = Mapping[str, Array]
 Ask = Callable[[], object]
 

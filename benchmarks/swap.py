@@ -7,7 +7,7 @@
 4. A failed request is counted, and so is an answer of another version than one of the two that swap.
 5. MLServer, where it installs, loads its model anew ten times under the same load, as it comes: with one worker.
 
-`--quick`: 20 swaps, nothing is written.
+`--quick`: 20 swaps, nothing is written. `--cuda`: 60 swaps between seats on an NVIDIA GPU, without the peer.
 """
 
 import argparse
@@ -29,12 +29,14 @@ import numpy as np
 import psutil
 from tritonclient.utils import InferenceServerException
 
+from agent.backends.hardware import gpu, gpu_memory_mb
 from agent.backends.session import Array
+from agent.core.candidate import Candidate
 from agent.core.messages import Done, Loaded, Look, Trial, Tried, Unload
 from agent.core.messages import Load as LoadSeat
 from benchmarks import _mlserver, _results
-from benchmarks._releases import SMALL, noise, opened, release_of
-from tests.runner.conftest import Agent, Camera, Release, Running, binary, http, runner_in
+from benchmarks._releases import CUDA, SMALL, noise, opened, release_of
+from tests.runner.conftest import CPU, Agent, Camera, Release, Running, binary, http, runner_in
 
 CLAIMS = {
     "swaps": "swaps, each a new process",
@@ -48,6 +50,7 @@ CLAIMS = {
     "swap_s": "one swap, from the release's first byte to the old seat's end, s (median)",
     "rss_growth": "growth of the resident memory of runner and seat from the first swaps to the last (medians of 50)",
     "fd_growth": "growth of the runner's descriptors in the same time",
+    "gpu_growth_mb": "growth of the GPU's memory in use in the same time, MB",
     "mlserver_failed": "MLServer, its model loaded anew ten times: requests that failed",
     "mlserver_requests": "of so many",
     "load_before": "load average of the machine before all this began",
@@ -63,6 +66,7 @@ OTHER_SLOT = "another"
 PEER_LOADS = 10
 
 Spans = list[tuple[float, float]]
+Size = tuple[float, int, float]  # resident MB, descriptors, MB in use on the GPU
 Times = list[tuple[float, float, bool]]  # began, ended, and whether it was answered well
 
 
@@ -97,19 +101,22 @@ def main() -> None:
     """Measure, print, and on a full run write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="20 swaps; RESULTS.md stays as it is")
-    quick = parser.parse_args().quick
+    parser.add_argument("--cuda", action="store_true", help="60 swaps between seats on an NVIDIA GPU; no peer")
+    options = parser.parse_args()
     figures: dict[str, float | int | str | None] = {"load_before": round(os.getloadavg()[0], 1)}
+    swaps = 20 if options.quick else 60 if options.cuda else 1000
     with tempfile.TemporaryDirectory(prefix="edge-") as folder:
-        figures |= asyncio.run(ours(Path(folder), 20 if quick else 1000))
-        figures |= peers(Path(folder))
-    if not quick:
-        _results.write("swap", CLAIMS, figures)
+        figures |= asyncio.run(ours(Path(folder), swaps, CUDA if options.cuda else CPU))
+        figures |= {} if options.cuda else peers(Path(folder))
+    if not options.quick:
+        name, note = ("swap on a GPU", gpu()) if options.cuda else ("swap", "")
+        _results.write(name, CLAIMS, figures, note)
     _results.tell(figures)
 
 
-async def ours(folder: Path, swaps: int) -> dict[str, float | int]:
+async def ours(folder: Path, swaps: int, candidate: Candidate) -> dict[str, float | int]:
     """The figures of a runner of ours."""
-    releases = [release_of(SMALL, day) for day in (1, 2)]
+    releases = [release_of(SMALL, day, candidate) for day in (1, 2)]
     async with runner_in(folder) as running:
         agent = await running.agent()
         await agent.serve(SLOT, releases[1])
@@ -127,7 +134,7 @@ async def ours(folder: Path, swaps: int) -> dict[str, float | int]:
     return figures_of(load, spans, trials, sizes)
 
 
-def figures_of(load: Load, spans: Spans, trials: Spans, sizes: list[tuple[float, int]]) -> dict[str, float | int]:
+def figures_of(load: Load, spans: Spans, trials: Spans, sizes: list[Size]) -> dict[str, float | int]:
     """What it comes to. One seat differs from the next by some MB: a growth is that of the median of several."""
     during, tried, quiet = (float(np.percentile(one, 99)) for one in load.latencies(spans, trials))
     several = min(SEVERAL, (len(sizes) - WARM_UP) // 2)
@@ -144,7 +151,7 @@ def figures_of(load: Load, spans: Spans, trials: Spans, sizes: list[tuple[float,
         "swap_s": round(float(np.median([end - begin for begin, end in spans])), 2),
         "rss_growth": round(float(last[0] / first[0]) - 1, 4),
         "fd_growth": round(float(last[1] / first[1]) - 1, 4),
-    }
+    } | ({"gpu_growth_mb": round(float(last[2] - first[2]), 1)} if first[2] else {})
 
 
 async def swap(agent: Agent, new: Release, old: Release) -> tuple[float, float]:
@@ -167,12 +174,12 @@ async def trial(agent: Agent, one: Release) -> tuple[float, float]:
     return began, time.monotonic()
 
 
-async def size_of(agent: Agent, running: Running) -> tuple[float, int]:
-    """Resident MB of runner and seat, and the runner's descriptors."""
+async def size_of(agent: Agent, running: Running) -> Size:
+    """Resident MB of runner and seat, the runner's descriptors, and what is in use on the GPU, if there is one."""
     facts = await agent.ask(Look())
     assert running.process is not None
     runner = psutil.Process(running.process.pid)
-    return runner.memory_info().rss / 1e6 + facts.slots[SLOT].seats[0].rss_mb, runner.num_fds()
+    return runner.memory_info().rss / 1e6 + facts.slots[SLOT].seats[0].rss_mb, runner.num_fds(), gpu_memory_mb()[1]
 
 
 @contextmanager
