@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from tests.runner.conftest import CPU, Release, named
 
 ROOT = Path(__file__).parents[1]
 CUDA = Candidate(backend=Backend.CUDA)
-SMALL = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
+ACCEPTANCE = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", ROOT.parent / "shared" / "models"))
+TINY = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
 WIDTHS, STEPS = (16, 32, 32, 64, 64, 64, 128, 128, 128, 256, 256, 256), (2, 2, 1) + 3 * (2, 1, 1)
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)
 
@@ -69,17 +71,22 @@ def described(ports: object) -> list[dict[str, object]]:
     return [{"name": one.name, "shape": list(one.shape), "dtype": one.dtype} for one in tensors(ports)]  # type: ignore[arg-type]
 
 
+def small(folder: Path) -> Path:
+    """A detector of 1 GFLOP: RetinaFace of the acceptance models where they are, else one made in `folder`."""
+    found = ACCEPTANCE / "retinaface_mobilenet0.25_640.onnx"
+    return found if found.exists() else _drawn(folder / "retina_sized.onnx", [width // 3 for width in WIDTHS])
+
+
 def yolo(folder: Path) -> Path:
     """A model of YOLOv8n's size and shape: the acceptance models' where they are, else one made in `folder`."""
-    models = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", ROOT.parent / "shared" / "models"))
-    found = models / "yolov8n_shaped_random_weights.onnx"
-    return found if found.exists() else _drawn(folder / "yolo_sized.onnx")
+    found = ACCEPTANCE / "yolov8n_shaped_random_weights.onnx"
+    return found if found.exists() else _drawn(folder / "yolo_sized.onnx", WIDTHS)
 
 
-def _drawn(path: Path) -> Path:
-    """Convolutions of 2 million weights that take as long as YOLOv8n on a picture of 640 x 640."""
+def _drawn(path: Path, widths: Sequence[int]) -> Path:
+    """Convolutions on a picture of 640 x 640; of all of WIDTHS they have 2 million weights and take YOLOv8n's time."""
     rng, nodes, weights, channels, tensor = np.random.default_rng(0), [], [], 3, "images"
-    for place, (width, stride) in enumerate(zip(WIDTHS, STEPS, strict=True)):
+    for place, (width, stride) in enumerate(zip(widths, STEPS, strict=True)):
         kernel = (rng.standard_normal((width, channels, 3, 3)) / (3 * channels**0.5)).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"w{place}"))
         nodes.append(helper.make_node("Conv", [tensor, f"w{place}"], [f"c{place}"], strides=[stride] * 2, pads=[1] * 4))
@@ -89,6 +96,6 @@ def _drawn(path: Path) -> Path:
         helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 640, 640]),
         helper.make_tensor_value_info(tensor, TensorProto.FLOAT, [1, channels, 20, 20]),
     ]
-    graph = helper.make_graph(nodes, "yolo_sized", ports[:1], ports[1:], weights)
+    graph = helper.make_graph(nodes, path.stem, ports[:1], ports[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path

@@ -7,8 +7,9 @@
    seat has, and each frame copied once, as a camera brings it.
 3. What NVIDIA's client and the loopback cost by themselves is told beside: the same request to a server that computes
    nothing. No server can give more than the direct loop with that before it.
-4. Two models: a small detector of this repository, and one of YOLOv8n's size ($EDGE_ACCEPTANCE_MODELS, else a graph of
-   that size made here). `best_backend` and `benchmark_app` judge the trial: what it chose, and the speed it told.
+4. Three models: one of YOLOv8n's size and a small detector, RetinaFace ($EDGE_ACCEPTANCE_MODELS, else graphs of their
+   sizes made here), and the tiny one of this repository, beside which each microsecond is seen. `best_backend` and
+   `benchmark_app` judge the trial: what it chose, and the speed it told.
 
 `--quick`: short turns, nothing is written. MLServer is measured where it installs into .cache/mlserver.
 """
@@ -38,12 +39,12 @@ from agent.backends.session import Array
 from agent.core.candidate import Backend, Candidate, Evidence
 from agent.core.messages import Load, Place, Trial, Tried, Unload
 from benchmarks import _mlserver, _null_server, _results
-from benchmarks._releases import CUDA, SMALL, noise, opened, release_of, yolo
+from benchmarks._releases import CUDA, TINY, noise, opened, release_of, small, yolo
 from client import Client
 from tests.fakes.ports import free_ports
 from tests.runner.conftest import Agent, Release, Running, runner_in
 
-MODELS = {"small": "small detector", "yolo": "YOLOv8n-sized"}
+MODELS = {"small": "small detector", "yolo": "YOLOv8n-sized", "tiny": "tiny detector of this repository"}
 WAYS = {
     "direct": "direct loop",
     "client": "our client",
@@ -127,7 +128,8 @@ def ratio_key(model: str, way: str) -> str:
 async def measured(folder: Path, sizes: Sizes) -> dict[str, float | str]:
     """All figures, with a runner that begins and ends here."""
     http, grpc = free_ports(2)
-    models = [model("small", SMALL, 1, sizes.candidate), model("yolo", yolo(folder), 2, sizes.candidate)]
+    paths = {"small": small(folder), "yolo": yolo(folder), "tiny": TINY}
+    models = [model(slot, path, day, sizes.candidate) for day, (slot, path) in enumerate(paths.items(), 1)]
     async with runner_in(folder, f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}") as running:
         agent = await running.agent()
         for one in models:

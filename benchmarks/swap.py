@@ -35,7 +35,7 @@ from agent.core.candidate import Candidate
 from agent.core.messages import Done, Loaded, Look, Trial, Tried, Unload
 from agent.core.messages import Load as LoadSeat
 from benchmarks import _mlserver, _results
-from benchmarks._releases import CUDA, SMALL, noise, opened, release_of
+from benchmarks._releases import CUDA, TINY, noise, opened, release_of
 from tests.runner.conftest import CPU, Agent, Camera, Release, Running, binary, http, runner_in
 
 CLAIMS = {
@@ -116,7 +116,7 @@ def main() -> None:
 
 async def ours(folder: Path, swaps: int, candidate: Candidate) -> dict[str, float | int]:
     """The figures of a runner of ours."""
-    releases = [release_of(SMALL, day, candidate) for day in (1, 2)]
+    releases = [release_of(TINY, day, candidate) for day in (1, 2)]
     async with runner_in(folder) as running:
         agent = await running.agent()
         await agent.serve(SLOT, releases[1])
@@ -208,7 +208,7 @@ def film(door: Path, line: Connection) -> None:
 
 async def filmed(door: Path, line: Connection) -> list[Times]:
     """What each camera saw until somebody says that it is enough."""
-    [(name, picture)] = noise(opened(SMALL)).items()
+    [(name, picture)] = noise(opened(TINY)).items()
     body, headers = binary(picture, name=name)
     frame = http("POST", f"/v2/models/{SLOT}/infer", body, **headers)
     ended, begun = asyncio.Event(), asyncio.Barrier(CAMERAS + 1)
@@ -245,7 +245,7 @@ def peers(folder: Path) -> dict[str, int | str | None]:
     """How many requests MLServer fails while its model is loaded anew; null and the reason where it is not here."""
     if reason := _mlserver.why_not():
         return {"mlserver_failed": None, "mlserver_requests": reason}
-    with _mlserver.started(SMALL, folder / "mlserver", 1, workers=1) as address:
+    with _mlserver.started(TINY, folder / "mlserver", 1, workers=1) as address:
         ended = threading.Event()
         with ThreadPoolExecutor(CAMERAS) as threads:
             cameras = [threads.submit(press, address, ended) for _ in range(CAMERAS)]
@@ -263,7 +263,7 @@ def press(address: str, ended: threading.Event) -> list[bool]:
     """A camera of MLServer's: whether each of its requests was answered."""
     seen = []
     with _mlserver.connected(address) as client:
-        send = _mlserver.asking(client, noise(opened(SMALL)))
+        send = _mlserver.asking(client, noise(opened(TINY)))
         while not ended.wait(FRAME_S):
             try:
                 send()
