@@ -47,7 +47,7 @@ CLAIMS = {
     "agent_mb": "the most that the agent held of its own, MB; its limit is 512",
     "load_before": "load average of the machine before all this began",
 }
-ROUNDS = 3
+ROUNDS = 5
 PLAIN = """
 import sys, numpy, onnxruntime as ort
 options = ort.SessionOptions()
@@ -84,6 +84,7 @@ async def measured(folder: Path, sizes: tuple[int, ...]) -> Figures:
     for size in sizes:
         path = draw(folder / f"{size}.onnx", size)
         call, pairs = sealed(path), []
+        os.sync()  # else the one or the other shares the disk with what was just written
         for _ in range(ROUNDS):
             async with runner_in(folder) as running:  # a new one: it holds nothing of the release yet
                 pairs.append((await asyncio.to_thread(ours, running, call), plain(path)))
