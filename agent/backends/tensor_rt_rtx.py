@@ -46,5 +46,8 @@ def _gpus() -> list[Any]:
         raise BackendError(f"TensorRT for RTX {plugin.__version__} cannot be registered: {error}") from error
     found = [one for one in runtime.get_ep_devices() if one.ep_name == name]
     if not found:
-        raise BackendError(f"TensorRT for RTX {plugin.__version__} finds no GPU that it knows: it wants an RTX one")
+        raise BackendError(
+            f"TensorRT for RTX {plugin.__version__} takes no GPU here: it wants one of compute capability 8.6, 8.9, or "
+            "12.0 and newer, listed in /sys/class/drm"
+        )
     return found

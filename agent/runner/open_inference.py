@@ -222,7 +222,8 @@ def check_request(inputs: Sequence[InputTensor], outputs: Collection[str], metad
     declared = {tensor.name: tensor for tensor in metadata.inputs}
     given = {tensor.name for tensor in inputs}
     if given != declared.keys():
-        raise InputError(f"the model's inputs are {sorted(declared)}; the request has {sorted(given)}")
+        came = "one array without a name" if given == {""} else sorted(given)
+        raise InputError(f"the model's inputs are {sorted(declared)}; the request has {came}")
     for tensor in inputs:
         _check_tensor(tensor, declared[tensor.name], config)
     known = {tensor.name for tensor in metadata.outputs}

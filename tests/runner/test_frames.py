@@ -11,16 +11,19 @@ from contextlib import closing
 import numpy as np
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from agent.adapters import memory_file
 from agent.adapters.arena import Arena
 from agent.adapters.channel import Channel
 from agent.adapters.packets import close_all
 from agent.core import messages
-from agent.core.documents import from_yaml
+from agent.core.documents import from_json, from_yaml
+from agent.core.errors import InputError
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
-from agent.core.release import Config
+from agent.core.release import Config, Metadata
 from agent.runner import seat as seat_module
+from agent.runner.open_inference import InputTensor, check_request
 from tests.fakes.descriptors import held
 from tests.runner.conftest import SHAPE, eventually, release
 
@@ -114,6 +117,16 @@ async def test_an_input_without_a_name_is_told_as_the_input(guest, served, x):
         ({"dtype": "O8"}, "the input: dtype"),
     ):
         assert (await guest.ask(served, x, name="", **lies)).reason.startswith(said)
+
+
+def test_one_array_for_a_model_of_two_inputs_is_told_their_names():
+    """Only an only input needs no name."""
+    parts = release(1).parts
+    metadata = from_json(Metadata, parts[messages.METADATA], "metadata")
+    metadata = replace(metadata, inputs=(*metadata.inputs, replace(metadata.inputs[0], name="mask")))
+    asked = InputTensor(name="", shape=SHAPE, datatype="FP32")
+    with pytest.raises(InputError, match=r"inputs are \['mask', 'x'\]; the request has one array without a name"):
+        check_request([asked], (), metadata, from_yaml(Config, parts[messages.CONFIG], "config"))
 
 
 def unsealed(_):
