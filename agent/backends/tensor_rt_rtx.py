@@ -46,8 +46,6 @@ def _gpus() -> list[Any]:
         raise BackendError(f"TensorRT for RTX {plugin.__version__} cannot be registered: {error}") from error
     found = [one for one in runtime.get_ep_devices() if one.ep_name == name]
     if not found:
-        raise BackendError(
-            f"TensorRT for RTX {plugin.__version__} takes no GPU here: it wants one of compute capability 8.6, 8.9, or "
-            "12.0 and newer, listed in /sys/class/drm"
-        )
+        wanted = "it wants compute capability 8.6, 8.9, or 12.0 and newer, and the GPU listed in /sys/class/drm"
+        raise BackendError(f"TensorRT for RTX {plugin.__version__} takes no GPU here: {wanted}")
     return found

@@ -90,9 +90,13 @@ class Latency(Document):
 
     @classmethod
     def of(cls, ms: ArrayLike) -> Self:
-        """Mean, standard deviation and percentiles of times in milliseconds."""
-        times = np.asarray(ms, np.float64)
-        p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+        """Mean, standard deviation and percentiles of times in milliseconds.
+
+        As `numpy.percentile`, which takes three times as long and imports for 50 ms when it is first asked.
+        """
+        times = np.sort(np.asarray(ms, np.float64))
+        places = np.arange(len(times)) / max(1, len(times) - 1)
+        p50, p95, p99 = (float(value) for value in np.interp((0.50, 0.95, 0.99), places, times))
         return cls(mean=float(times.mean()), std=float(times.std()), p50=p50, p95=p95, p99=p99)
 
 

@@ -57,3 +57,9 @@ class InputError(EdgeError):
     """A user's mistake: what is wrong, where, and what to do."""
 
     kind = Kind.STRUCTURE
+
+
+def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group of groups."""
+    error = group.exceptions[0]
+    return first(error) if isinstance(error, BaseExceptionGroup) else error

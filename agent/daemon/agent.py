@@ -26,7 +26,7 @@ from agent.adapters.store import open_store
 from agent.adapters.tuf_client import TufClient
 from agent.core import plan
 from agent.core.documents import to_json
-from agent.core.errors import EdgeError, TransferError
+from agent.core.errors import EdgeError, TransferError, first
 from agent.core.records import Device, ReleaseRecord
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
@@ -65,12 +65,6 @@ async def keep(name: str, part: Callable[[], Coroutine[None, None, None]]) -> No
         except* (EdgeError, OSError) as group:
             log.error("%s: %s; begins again in %g s", name, first(group), AGAIN_S)  # noqa: TRY400  a sentence is enough
         await asyncio.sleep(AGAIN_S)
-
-
-def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error in a group of groups."""
-    error = group.exceptions[0]
-    return first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 class Agent:

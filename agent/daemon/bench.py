@@ -13,32 +13,17 @@ from msgspec.structs import replace
 
 from agent.adapters.ledger import Ledger
 from agent.adapters.packets import close_all
-from agent.core.candidate import Candidate, Evidence, Failure, Latency, judge
-from agent.core.documents import Document
+from agent.core.candidate import Failure, judge
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Facts, Load, Place, Trial, Tried, Unload
 from agent.core.records import Device, ReleaseRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.runner_link import RunnerLink
+from agent.daemon.state import Measured
 from agent.daemon.steps import Steps
 
 SHADOW = "~bench"  # behind a slot's name; no task has this character
 RUNS = 100
-
-
-class Measured(Document):
-    """One candidate's figures, and the gate it misses, if any."""
-
-    release: str  # its name
-    candidate: Candidate
-    version: str = ""  # of its backend: runtime, driver and device
-    evidence: Evidence | None = None
-    failure: Failure | None = None
-
-    @property
-    def latency(self) -> Latency | None:
-        """Of one inference, where it came so far."""
-        return self.evidence.latency_ms if self.evidence is not None else None
 
 
 @dataclass(eq=False)

@@ -26,15 +26,13 @@ from agent import VERSION
 from agent.adapters import files, host
 from agent.adapters.service import leave_no_dump
 from agent.core.documents import from_json, from_tree
-from agent.core.errors import EdgeError, InputError, TransferError
+from agent.core.errors import EdgeError, InputError, TransferError, first
 from agent.core.intent import Verb
 from agent.core.slot import slots_of
-from agent.daemon import doctor, plot, show
-from agent.daemon.agent import Agent, first
-from agent.daemon.bench import Measured
+from agent.daemon import plot, show
 from agent.daemon.control import Question, ask
 from agent.daemon.settings import Settings, read_settings
-from agent.daemon.state import State
+from agent.daemon.state import Measured, State
 
 CONFIG = Path("/etc/edge-agent/agent.yaml")
 EX_CONFIG = 78
@@ -114,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def serve(settings: Settings) -> None:
     """One life of the agent."""
+    from agent.daemon.agent import Agent  # noqa: PLC0415 - 0.6 s of imports, and of most commands nobody waits for them
+
     lock(settings.state)
     agent = Agent(settings)
     loop = asyncio.get_running_loop()
@@ -250,6 +250,8 @@ def retry(arguments: argparse.Namespace) -> int:
 
 def examine(arguments: argparse.Namespace) -> int:
     """The findings; exit 1 when something needed is not so."""
+    from agent.daemon import doctor  # noqa: PLC0415 - as above
+
     console, needed = Console(), True
     for finding in doctor.examine(read_settings(arguments.config)):
         optional = finding.what.startswith("backend")

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import field
 
@@ -19,7 +19,9 @@ from agent.adapters.channel import listen, peer_uid
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import EdgeError, InputError, TransferError
 from agent.core.intent import Verb
-from agent.daemon.jobs import Jobs
+
+if TYPE_CHECKING:  # whoever asks a question need not load all that could answer it
+    from agent.daemon.jobs import Jobs
 
 LINE_BYTES = 1024 * 1024
 QUESTION_S = 10.0  # to write one line
@@ -45,7 +47,7 @@ class Control:
     """Serves the socket."""
 
     path: Path
-    jobs: Jobs
+    jobs: "Jobs"
 
     async def run(self) -> None:
         """Serve until cancelled."""

@@ -20,7 +20,6 @@ from agent.adapters.ledger import Ledger
 from agent.adapters.store import Missing
 from agent.adapters.tuf_client import Chain, Trusted, TufClient
 from agent.core.candidate import Failure
-from agent.core.documents import Document
 from agent.core.errors import EdgeError, InputError, Kind, TransferError, TrustError
 from agent.core.intent import Policy, wanted
 from agent.core.records import Rejection
@@ -29,6 +28,7 @@ from agent.core.slot import SlotRecord, deploy, without
 from agent.daemon.board import Board
 from agent.daemon.keyring import Keyring
 from agent.daemon.news import News
+from agent.daemon.state import StoreState
 from agent.trust.deployment import PAIR_BYTES, Replayed, Taken, believe_deployment
 from agent.trust.expiry import expiring
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
@@ -44,15 +44,6 @@ from agent.trust.policy import (
 )
 
 ASK_AGAIN_S = 60.0
-
-
-class StoreState(Document):
-    """How the last contact to the store went."""
-
-    last_sync: datetime | None = None
-    expires: datetime | None = None  # of the timestamp: until then withheld intent may stay unseen
-    error: str = ""
-    expiring: tuple[str, ...] = ()  # a sentence for each role of the repository that somebody must sign anew
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.core.candidate import Latency
 from agent.core.errors import InputError
-from agent.daemon.bench import Measured
+from agent.daemon.state import Measured
 
 WIDTH, LEFT, RIGHT = 960, 230, 200  # pixels; names stand to the left of the axis, verdicts to the right
 TOP, ROW, BOTTOM = 64, 44, 56

@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.core.candidate import Evidence, Failure
-from agent.daemon.bench import Measured
-from agent.daemon.state import SlotState, State
+from agent.daemon.state import Measured, SlotState, State
 
 STALE_S = 10.0  # the daemon writes its state every second
 WHAT = 18  # characters: the longest thing that the doctor looks at

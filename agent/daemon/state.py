@@ -9,16 +9,39 @@ from datetime import datetime
 
 from msgspec import field
 
-from agent.core.candidate import Found
+from agent.core.candidate import Candidate, Evidence, Failure, Found, Latency
 from agent.core.documents import Document
 from agent.core.messages import Counters, SeatFacts
 from agent.core.records import Rejection, TrialRecord
 from agent.core.slot import SlotRecord
-from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 
 Trials = tuple[TrialRecord, ...]
 Rejections = tuple[Rejection, ...]
+
+
+class StoreState(Document):
+    """How the last contact to the store went."""
+
+    last_sync: datetime | None = None
+    expires: datetime | None = None  # of the timestamp: until then withheld intent may stay unseen
+    error: str = ""
+    expiring: tuple[str, ...] = ()  # a sentence for each role of the repository that somebody must sign anew
+
+
+class Measured(Document):
+    """One candidate's figures, and the gate it misses, if any."""
+
+    release: str  # its name
+    candidate: Candidate
+    version: str = ""  # of its backend: runtime, driver and device
+    evidence: Evidence | None = None
+    failure: Failure | None = None
+
+    @property
+    def latency(self) -> Latency | None:
+        """Of one inference, where it came so far."""
+        return self.evidence.latency_ms if self.evidence is not None else None
 
 
 class SlotState(Document, kw_only=True):

@@ -102,6 +102,14 @@ def test_latency_is_in_milliseconds():
     assert found.std == pytest.approx(28.866, rel=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 1024])
+def test_percentiles_are_those_of_numpy(count):
+    """Between two runs they are interpolated, and times in any order are taken."""
+    times = np.random.default_rng(count).random(count)
+    found = Latency.of(times)
+    assert (found.p50, found.p95, found.p99) == pytest.approx(np.percentile(times, (50, 95, 99)), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -22,12 +22,11 @@ from agent.core.messages import Counters
 from agent.core.slot import SlotRecord
 from agent.daemon import news, report
 from agent.daemon.commands import TOPIC
-from agent.daemon.intake import StoreState
 from agent.daemon.news import Event
 from agent.daemon.reconcile import EVENTS
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import RunnerSettings
-from agent.daemon.state import BrokerState, Reported, RunnerState, SlotState, State, reported
+from agent.daemon.state import BrokerState, Reported, RunnerState, SlotState, State, StoreState, reported
 from agent.trust.deployment import Pair
 from fleet.broker import Broker
 from fleet.deploy import LIFETIME

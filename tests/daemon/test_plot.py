@@ -7,7 +7,7 @@ import pytest
 from agent.core.candidate import Backend, Candidate, Evidence, Failure, Latency
 from agent.core.errors import InputError, Kind
 from agent.daemon import plot
-from agent.daemon.bench import Measured
+from agent.daemon.state import Measured
 
 RELEASE = "face_detection_retinaface_widerface_20250628"
 
