@@ -20,7 +20,6 @@ BODY_S = 30.0  # a local client sends 100 MB in less than a second
 ANSWER_S = 30.0
 FAREWELL_S = 2.0  # reading on after a refusal, so that the client sees it instead of a reset
 SCRATCH_BYTES = 64 * 1024
-TOGETHER_BYTES = 64 * 1024  # to copy so much costs less than to send once more
 
 END = b"\r\n\r\n"
 
@@ -102,9 +101,7 @@ class Wire(asyncio.BufferedProtocol):
             await self.read_into(scratch[: min(self.unread, SCRATCH_BYTES)])
 
     def write(self, *chunks: bytes | memoryview) -> None:
-        """Sends the chunks one behind the other; small ones at once, for each by itself may wake the client."""
-        if sum(map(len, chunks)) <= TOGETHER_BYTES:
-            chunks = (b"".join(chunks),)
+        """Sends the chunks one behind the other."""
         for chunk in chunks:
             self._transport.write(chunk)
 
