@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-import psutil
-
 from agent.adapters.channel import Channel
 from agent.adapters.fork_server import Adopted, ForkServer
 from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended
@@ -38,6 +36,7 @@ FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leav
 GUARD_S, SERVING_GUARD_S = 0.25, 2.0  # between two looks at the memory of a candidate, and of a seat that served
 SERVING_ROOM = 2  # times the gate: clients may send larger batches than the golden samples are
 IDLE_S = 0.5  # a machine without idle time delays a load by so much; the library and small models are there sooner
+PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 
 
@@ -240,10 +239,10 @@ class Seat:
 
     def _memory_mb(self) -> tuple[float, float]:
         """The child's resident memory, and what of it is in no file, as clients' lanes are; 0 without a child."""
-        with suppress(psutil.Error, ValueError, OSError):  # no descriptor is left to look with
+        with suppress(ValueError, OSError):  # it has ended, or no descriptor is left to look with
             if self.pid:
-                found = psutil.Process(self.pid).memory_info()
-                return found.rss / 1e6, (found.rss - found.shared) / 1e6
+                _, pages, shared, *_ = map(int, Path(f"/proc/{self.pid}/statm").read_bytes().split())
+                return pages * PAGE_MB, (pages - shared) * PAGE_MB
         return 0.0, 0.0
 
     async def _send(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
