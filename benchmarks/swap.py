@@ -61,7 +61,7 @@ FRAME_S = 1 / 30
 PAUSE_S = 0.5  # between two swaps
 WARM_UP = 6  # swaps until every buffer has had its size once
 SEVERAL = 50  # swaps at each end of a growth
-TRIALS, TRIAL_RUNS = 5, 300
+TRIALS, TRIAL_RUNS = 20, 300
 OTHER_SLOT = "another"
 PEER_LOADS = 10
 
