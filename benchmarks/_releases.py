@@ -1,7 +1,6 @@
 """A release of any ONNX file, for a runner alone: what a publisher would hand over, with golden samples of noise."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,11 @@ from agent.core.messages import CONFIG, GOLDEN, METADATA, WEIGHTS
 from agent.core.release import Config
 from models.golden import save_golden
 from models.loading import tensors
+from tests.backends.conftest import FOLDER
 from tests.runner.conftest import CPU, Release, named
 
 ROOT = Path(__file__).parents[1]
 CUDA = Candidate(backend=Backend.CUDA)
-ACCEPTANCE = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", ROOT.parent / "shared" / "models"))
 TINY = ROOT / "models" / "weights" / "defect_detection_ssd_plates_20250629.onnx"
 WIDTHS, STEPS = (16, 32, 32, 64, 64, 64, 128, 128, 128, 256, 256, 256), (2, 2, 1) + 3 * (2, 1, 1)
 _UNTOLD = Config(input_size=(1, 1), confidence_threshold=0.5)
@@ -73,13 +72,13 @@ def described(ports: object) -> list[dict[str, object]]:
 
 def small(folder: Path) -> Path:
     """A detector of 1 GFLOP: RetinaFace of the acceptance models where they are, else one made in `folder`."""
-    found = ACCEPTANCE / "retinaface_mobilenet0.25_640.onnx"
+    found = FOLDER / "retinaface_mobilenet0.25_640.onnx"
     return found if found.exists() else _drawn(folder / "retina_sized.onnx", [width // 3 for width in WIDTHS])
 
 
 def yolo(folder: Path) -> Path:
     """A model of YOLOv8n's size and shape: the acceptance models' where they are, else one made in `folder`."""
-    found = ACCEPTANCE / "yolov8n_shaped_random_weights.onnx"
+    found = FOLDER / "yolov8n_shaped_random_weights.onnx"
     return found if found.exists() else _drawn(folder / "yolo_sized.onnx", WIDTHS)
 
 

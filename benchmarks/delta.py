@@ -33,10 +33,10 @@ from agent.trust.sealing import BLOCK_BYTES, SALT_BYTES, Opener, grouped, seal
 from benchmarks import _results
 from fleet.delta import Release
 from fleet.publish import describe, seal_delta, size_of
+from tests.backends.conftest import FOLDER
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / "models" / "weights"
-OTHERS = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", ROOT.parent / "shared" / "models"))
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # of ResNet-50: channels, blocks
 LARGE = "resnet50_shaped"
 NEW, OLD, DELTA = "releases/new.sealed", "releases/old.sealed", "releases/new.from.old.delta"
@@ -145,7 +145,7 @@ class Sizes:
 def models(*, quick: bool) -> Iterator[tuple[str, bytes]]:
     """Every model by name, as onnx writes it."""
     yield LARGE, resnet(0.5 if quick else 1.0)
-    for folder in (OWN, OTHERS):
+    for folder in (OWN, FOLDER):
         paths = sorted(folder.glob("*.onnx"))
         if not paths:
             print(f"{folder}: no models there, left out; EDGE_ACCEPTANCE_MODELS names another folder", flush=True)

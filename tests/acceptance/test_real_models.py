@@ -5,9 +5,7 @@ plain ONNX Runtime too, with the same tensor.
 """
 
 import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -16,9 +14,9 @@ import yaml
 
 from agent.core.plan import TIE
 from tests.acceptance import faces
-from tests.system.plant import ROOT, Plant, UnixConnection, infer
+from tests.backends.conftest import FOLDER
+from tests.system.plant import Plant, UnixConnection, infer
 
-FOLDER = Path(os.environ.get("EDGE_ACCEPTANCE_MODELS", ROOT.parent / "shared" / "models"))
 PICTURE = FOLDER / "ultraface_3.jpg"  # five faces; no golden sample is made of it
 OTHERS = (FOLDER / "ultraface_10.jpg", FOLDER / "retinaface_test.jpg")
 FILES = {
