@@ -43,12 +43,10 @@ def write(program: str, claims: Mapping[str, str], figures: Figures, note: str =
     Args:
         program: its name.
         claims: what each figure means, in the order of the table.
-        figures: the values; what was not measured here is left out.
+        figures: the values.
         note: what else was there, for example a GPU.
     """
-    write_table(
-        program, ("what", "measured"), [(told, figures[key]) for key, told in claims.items() if key in figures], note
-    )
+    write_table(program, ("what", "measured"), [(claims[key], figures[key]) for key in claims], note)
 
 
 def write_table(program: str, columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> None:

@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def serve(settings: Settings) -> None:
     """One life of the agent."""
-    from agent.daemon.agent import Agent  # noqa: PLC0415 - 0.6 s of imports, and of most commands nobody waits for them
+    from agent.daemon.agent import Agent  # noqa: PLC0415 - 0.6 s of imports that commands which only ask do without
 
     lock(settings.state)
     agent = Agent(settings)

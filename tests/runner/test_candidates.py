@@ -78,7 +78,8 @@ async def test_a_batch_is_compared_by_its_frames(agent, slot):
     batch = altered(new, "config.yaml", new.parts["config.yaml"] + b"batch_size: 4\n")
     await agent.serve(slot, old)
     await agent.hand_over(batch)
-    assert 2 < (await tried(agent, slot, batch)).beside.ratio < 8  # else one; how near to four is the machine's load
+    ratios = [(await tried(agent, slot, batch)).beside.ratio for _ in range(3)]  # on a machine with other work, too
+    assert any(ratio == pytest.approx(4, rel=0.4) for ratio in ratios), ratios
 
 
 async def test_a_serving_seat_that_hangs_says_nothing_against_a_candidate(agent, slot):
