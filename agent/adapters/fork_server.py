@@ -53,6 +53,11 @@ class ForkServer:
         self._orders: socket.socket | None = None
         self._turn = asyncio.Lock()
 
+    @property
+    def pid(self) -> int:
+        """The server's; 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
+
     async def start(self) -> None:
         """Has it ready soon. Where the system has no room for it, whoever forks hears of that."""
         with suppress(OSError):

@@ -1,13 +1,14 @@
 """Time one inference after another in short bursts, on the monotonic clock.
 
-Warm-up runs are not counted. A model that takes a second for an inference needs no fifty of them to be called slow:
-warm-up and measuring each end after BUDGET_S, but not before FEWEST_RUNS.
+Warm-up runs are not counted. Beside seats that answer clients each run is followed by a rest, not counted either: a
+burst on one of two cores nearly doubles what others wait. A model that takes a second for an inference needs no fifty
+of them to be called slow: warm-up and measuring each end after BUDGET_S, but not before FEWEST_RUNS.
 
 Memory is not measured here: a process that has run a model once keeps what it needs.
 """
 
 from collections.abc import Mapping
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -18,18 +19,22 @@ BUDGET_S = 5.0
 FEWEST_RUNS = 5  # a median of fewer says little
 
 
-def measure(session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int) -> tuple[Latency, float]:
+def measure(
+    session: Session, feeds: Mapping[str, Array], runs: int, warm_up: int, rests: float = 0.0
+) -> tuple[Latency, float]:
     """The latency in milliseconds, and the inferences per second of at most `runs` runs one after another."""
-    _timed(session, feeds, warm_up, fewest=1)
-    times = np.array(_timed(session, feeds, runs, fewest=FEWEST_RUNS))
+    _timed(session, feeds, warm_up, rests, fewest=1)
+    times = np.array(_timed(session, feeds, runs, rests, fewest=FEWEST_RUNS))
     return Latency.of(1000 * times), len(times) / float(times.sum())
 
 
-def _timed(session: Session, feeds: Mapping[str, Array], runs: int, fewest: int) -> list[float]:
+def _timed(session: Session, feeds: Mapping[str, Array], runs: int, rests: float, fewest: int) -> list[float]:
     """Seconds of each run, until there are enough or the budget is spent."""
     times: list[float] = []
     while len(times) < runs and (len(times) < fewest or sum(times) < BUDGET_S):
         start = perf_counter()
         session.run(None, feeds)
         times.append(perf_counter() - start)
+        if rests:
+            sleep(rests * times[-1])
     return times

@@ -36,8 +36,8 @@ class Loaded:
     gpu_before_mb: float = 0.0  # in use on the GPU before this was loaded
 
 
-def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
-    """What was measured in so many runs, or why it could not be."""
+def run_trial(model: Loaded, key: str, runs: int, rests: float = 0.0) -> Evidence:
+    """What was measured in so many runs, each with so many times its length of rest, or why it could not be."""
     session, started = model.session, datetime.now(UTC).isoformat(timespec="seconds")
     evidence = Evidence(
         candidate=model.candidate, key=key, load_s=model.load_s, providers=tuple(session.get_providers()), taken=started
@@ -46,7 +46,7 @@ def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
         check_tensors(session, model.metadata)
         evidence = replace(evidence, deviations=compare(session, model.golden, model.config.gates))
         if all(one.within for one in evidence.deviations):
-            evidence = _measured(evidence, model, runs)
+            evidence = _measured(evidence, model, runs, rests)
     except BackendError as error:
         return replace(evidence, failure=Failure.of(error), memory_mb=peak_memory_mb())
     except InputError as error:  # the golden feeds do not fit the model
@@ -54,11 +54,11 @@ def run_trial(model: Loaded, key: str, runs: int) -> Evidence:
     return replace(evidence, memory_mb=peak_memory_mb())
 
 
-def _measured(evidence: Evidence, model: Loaded, runs: int) -> Evidence:
+def _measured(evidence: Evidence, model: Loaded, runs: int, rests: float) -> Evidence:
     session, config, sample = model.session, model.config, model.golden[0]
     for _ in range(CHANCES):
         before = conditions()
-        latency, rate = measure(session, sample.feeds, runs, config.warm_up)
+        latency, rate = measure(session, sample.feeds, runs, config.warm_up, rests)
         after = conditions()
         if not (changed := moved(before, after)):
             break

@@ -288,6 +288,7 @@ class SeatTrial(Document, tag=True):
 
     key: str
     runs: int
+    rests: float = 0.0  # after each run, so many times its length: for the seats that answer clients meanwhile
 
 
 class SeatProve(Document, tag=True):

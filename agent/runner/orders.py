@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from itertools import count
 
@@ -156,8 +157,7 @@ class Runner:
                 assert seat.ready is not None
                 return seat.ready, ()
             case messages.Trial():
-                ask = messages.SeatTrial(key=order.key, runs=order.runs)
-                return await slot.trial(order.place, ask, order.deadline_s), slot.new_engine(order.place)
+                return await slot.trial(order), slot.new_engine(order.place)
             case messages.Prove():
                 await slot.prove(order.place, order.deadline_s)
                 return Done(), slot.new_engine(order.place)
@@ -169,9 +169,14 @@ class Runner:
                     await slot.close()
         return Done(), ()
 
+    def _is_asked(self) -> bool:
+        now = time.monotonic()
+        return any(slot.tally.is_asked(now) for slot in self.slots.values())
+
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:
-            self.slots[name] = Slot(name, self._holdings, self._server, self._tasks, self.changed, self._incidents)
+            seats = self._holdings, self._server, self._is_asked
+            self.slots[name] = Slot(name, *seats, self._tasks, self.changed, self._incidents)
         return self.slots[name]
 
     def changed(self) -> None:

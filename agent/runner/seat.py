@@ -248,7 +248,7 @@ class Seat:
             rung = [self._rung.popleft() for _ in range(len(self._rung))]
             return messages.SeatCounted(runs=tuple(rung))
         if isinstance(message, messages.SeatTrial):
-            return messages.Tried(evidence=run_trial(self._model, message.key, message.runs))
+            return messages.Tried(evidence=run_trial(self._model, message.key, message.runs, message.rests))
         if isinstance(message, messages.SeatTurn):
             return self._model.turn()
         assert isinstance(message, messages.SeatProve)

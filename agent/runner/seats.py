@@ -7,6 +7,8 @@
 3. Seats are forked from a process without a model (fork_server.py). Where it can be undone, a candidate begins in the
    time that nobody else wants; after IDLE_S of its load, or once it is loaded, it has a small share of any machine; and
    its full one when it serves.
+4. Idle time is not all: who wakes may find both cores taken, one of them by a candidate. A gentle one is stopped while
+   it loads, for RESTS times as long as it runs, until AWAY_S have passed: clients are served meanwhile.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +39,8 @@ FAREWELL_S = 2.0  # between the end of the channel and a kill: an idle seat leav
 GUARD_S, SERVING_GUARD_S = 0.25, 2.0  # between two looks at the memory of a candidate, and of a seat that served
 SERVING_ROOM = 2  # times the gate: clients may send larger batches than the golden samples are
 IDLE_S = 0.5  # a machine without idle time delays a load by so much; the library and small models are there sooner
+AWAY_S = 5.0  # and a gentle one by so much
+RESTS, WORK_S = 3, 0.002  # a quarter of one core leaves eight cameras their p99 (0107)
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
 
@@ -68,7 +73,7 @@ class Waiting:
 class Seat:
     """One child process. `lost` is called once, when it ends without being told to."""
 
-    def __init__(self, place: Place, held: Held, lost: Callable[["Seat", Failure], None]) -> None:
+    def __init__(self, place: Place, held: Held, lost: Callable[["Seat", Failure], None], *, gently: bool) -> None:
         self.place = place
         self.held = held
         self.state = "loading"
@@ -76,7 +81,7 @@ class Seat:
         self.has_served = False  # clients' requests may be inside
         self.inside = 0  # of them, as the slot counts
         self.load_deadline_s = 0.0
-        self._lost = lost
+        self._lost, self._gently = lost, gently
         self._process: Adopted | None = None
         self._channel: Channel[FromSeat] | None = None
         self._waiting: deque[Waiting] = deque()
@@ -103,6 +108,7 @@ class Seat:
             BackendError: the system has no room for another process.
         """
         try:
+            set_priority(server.pid, Priority.IDLE if self._gently else Priority.NORMAL)  # the fork inherits it
             self._process, sock = await server.fork()
             self._channel = Channel(sock, FromSeat)
             self.rank(Priority.IDLE)
@@ -118,7 +124,7 @@ class Seat:
             BackendError: it refuses the model, ends, or misses the deadline.
         """
         self.load_deadline_s = deadline_s
-        patience = asyncio.get_running_loop().call_later(IDLE_S, self.rank, Priority.LOW)
+        giving_way = asyncio.create_task(self._give_way())
         try:
             ready = await self._ask_to_load(deadline_s)
             self.rank(Priority.LOW)
@@ -126,9 +132,22 @@ class Seat:
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
-            patience.cancel()
+            giving_way.cancel()
             self.settled.set()
         return ready
+
+    async def _give_way(self) -> None:
+        until = time.monotonic() + (AWAY_S if self._gently else IDLE_S)
+        try:
+            while self._gently and time.monotonic() < until:
+                await asyncio.sleep(WORK_S)
+                self._signal(signal.SIGSTOP)
+                await asyncio.sleep(RESTS * WORK_S)
+                self._signal(signal.SIGCONT)
+            await asyncio.sleep(until - time.monotonic())
+            self.rank(Priority.LOW)
+        finally:
+            self._signal(signal.SIGCONT)
 
     async def _ask_to_load(self, deadline_s: float) -> FromSeat:
         descriptors = (*self.held.descriptors, *self.held.engine(self.place.candidate))
@@ -296,10 +315,13 @@ class Seat:
         self._kill()
 
     def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                os.kill(self._process.pid, number)
 
     async def _last_words(self) -> str:
         assert self._process is not None

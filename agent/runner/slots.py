@@ -24,7 +24,7 @@ from agent.core.release import Ref
 from agent.runner.answers import run_deadline_s
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import Pair
-from agent.runner.seats import Seat
+from agent.runner.seats import RESTS, Seat
 from agent.runner.serving import Serving
 from agent.runner.tally import Tally
 
@@ -41,13 +41,14 @@ class Slot(Serving):
         name: str,
         holdings: Holdings,
         server: ForkServer,
+        is_asked: Callable[[], bool],
         tasks: asyncio.TaskGroup,
         changed: Callable[[], None],
         count: Iterator[int],
     ) -> None:
         super().__init__(name, tasks, changed, count)
         self._seats: dict[Place, Seat] = {}
-        self._holdings, self._server = holdings, server
+        self._holdings, self._server, self._is_asked = holdings, server, is_asked
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._restarting: Place | None = None
 
@@ -71,23 +72,24 @@ class Slot(Serving):
             raise BackendError(f"{place}: the seat ended while it was loading")
         return seat
 
-    async def trial(self, place: Place, ask: messages.SeatTrial, deadline_s: float) -> messages.Tried:
-        """What the trial of a loaded seat measured.
+    async def trial(self, order: messages.Trial) -> messages.Tried:
+        """What the trial of a loaded seat measured; with rests, where clients ask meanwhile.
 
         Raises:
             BackendError: it is not loaded, or did not survive its trial.
         """
-        seat = self._loaded(place)
-        tried = await seat.ask(ask, deadline_s)
+        seat, rests = self._loaded(order.place), RESTS if self._is_asked() else 0.0
+        ask = messages.SeatTrial(key=order.key, runs=order.runs, rests=rests)
+        tried = await seat.ask(ask, order.deadline_s)
         assert isinstance(tried, messages.Tried)
         if tried.evidence.is_proof:
             seat.state = "proven"
             with suppress(BackendError):  # whoever ended is told of elsewhere
-                tried = replace(tried, beside=await self._beside(seat, deadline_s))
+                tried = replace(tried, beside=await self._beside(seat, rests, order.deadline_s))
         self._changed()
         return tried
 
-    async def _beside(self, seat: Seat, deadline_s: float) -> messages.Beside | None:
+    async def _beside(self, seat: Seat, rests: float, deadline_s: float) -> messages.Beside | None:
         """How fast a seat is against the serving one; of each the quickest turn counts, which was disturbed least."""
         if (serving := self.serving) is None or serving is seat:
             return None
@@ -96,6 +98,7 @@ class Slot(Serving):
             for one, limit_s in ((seat, deadline_s), (serving, run_deadline_s(serving.held.config))):
                 ran = await one.ask(messages.SeatTurn(), limit_s)
                 assert isinstance(ran, SeatRan)
+                await asyncio.sleep(rests * ran.busy_s)
                 quickest[one] = min(quickest[one], ran.busy_s / one.held.config.batch_size)
             if turn and time.monotonic() > until:
                 break
@@ -232,7 +235,8 @@ class Slot(Serving):
         held = self._holdings.held.get(place.ref)
         if held is None:
             raise BackendError(f"{place.ref} is not held here: offer and seal it first")
-        seat = Seat(place, held, self._lost)
+        is_awaited = self.order is not None and self.serving is None
+        seat = Seat(place, held, self._lost, gently=self._is_asked() and not is_awaited)
         self._seats[place] = seat
         self._changed()
         try:

@@ -54,6 +54,10 @@ class Tally:
         """Milliseconds inside the seat, of so many requests at most."""
         return list(self._runs)[-count:]
 
+    def is_asked(self, now: float) -> bool:
+        """Whether a client has asked lately."""
+        return bool(self._arrivals) and self._arrivals[-1] > now - OFFERED_S
+
     def counters(self, now: float) -> Counters:
         """As the agent is told."""
         return Counters(
