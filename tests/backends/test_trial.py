@@ -1,5 +1,7 @@
 """A trial proves a candidate, and its failure is evidence."""
 
+import time
+
 import numpy as np
 import psutil
 import pytest
@@ -18,10 +20,11 @@ from tests.backends import graphs
 class Counting:
     """A session that answers nothing, and counts."""
 
-    calls = 0
+    calls, busy_s = 0, 0.0
 
     def run(self, output_names, input_feed, run_options=None):
         self.calls += 1
+        time.sleep(self.busy_s)
         return []
 
 
@@ -93,6 +96,15 @@ def test_warm_up_runs_are_not_timed():
     _, rate = measure(session, {}, runs=7, warm_up=3)
     assert session.calls == 10
     assert rate > 0
+
+
+def test_rests_are_taken_and_not_counted():
+    """Ten milliseconds and three times that of rest are a speed of a hundred a second, not of twenty-five."""
+    session, began = Counting(), time.perf_counter()
+    session.busy_s = 0.01
+    _, rate = measure(session, {}, runs=5, warm_up=2, rests=3.0)
+    assert time.perf_counter() - began > 7 * 4 * session.busy_s
+    assert rate > 25
 
 
 def test_latency_is_in_milliseconds():

@@ -5,6 +5,8 @@ import io
 import os
 import signal
 import sys
+import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from agent.core.messages import Load, Loaded, Look, Trial, Tried
 from tests.runner.conftest import SHAPE, altered, eventually, release, runner_in
 
+STOPPED = "T"
 LOW = (os.SCHED_OTHER, 10)
 
 
@@ -56,6 +59,72 @@ async def test_a_candidate_gives_way_until_it_serves(agent, slot):
     assert stands(pid) == {LOW}
     await agent.promote(slot, one)
     assert stands(pid) == {(os.SCHED_OTHER, 0)}
+
+
+def state_of(pid):
+    """One letter, as ps tells it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@asynccontextmanager
+async def a_slot_that_serves(folder, x, *, is_asked):
+    """An agent on a runner of its own, whose one slot clients ask, or do not."""
+    async with runner_in(folder) as running:
+        agent, camera = await running.agent(), await running.camera()
+        await agent.serve("serves", release(1))
+        if is_asked:
+            assert (await camera.infer("serves", x)).status == 200
+        yield agent
+        camera.writer.close()
+        await agent.client.close()
+
+
+async def states_of(agent, slot, loading):
+    """The states of a slot's seat until something is over."""
+    seen, pid = set(), 0
+    while not loading.done():
+        facts = (await agent.ask(Look())).slots.get(slot)
+        pid = pid or max((seat.pid for seat in facts.seats), default=0) if facts else 0
+        if pid:
+            seen.add(state_of(pid))
+    return seen
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_a_candidate_is_stopped_for_most_of_its_load_where_clients_ask(tmp_path, x, is_asked):
+    """Idle time is not all: who wakes may find both cores taken, one of them by a candidate."""
+    async with a_slot_that_serves(tmp_path, x, is_asked=is_asked) as agent:
+        await agent.hand_over(release(2))
+        loading = asyncio.create_task(agent.ask(Load(slot="slot", place=release(2).place)))
+        assert (STOPPED in await states_of(agent, "slot", loading)) == is_asked
+        loaded = await loading
+        assert isinstance(loaded, Loaded)
+        await agent.promote("slot", release(2))
+        assert state_of(loaded.pid) != STOPPED
+
+
+async def test_a_seat_that_clients_wait_for_is_not_stopped(agent, camera, slot, x):
+    """Its slot is dark: it is restarted as fast as the machine allows, whoever else is asked meanwhile."""
+    await agent.serve(slot, release(1))
+    assert (await camera.infer(slot, x)).status == 200
+    os.kill((await agent.ask(Look())).slots[slot].seats[0].pid, signal.SIGKILL)
+    asked = asyncio.create_task(camera.infer(slot, x))
+    await agent.until(slot, lambda facts: facts.incidents)
+    assert STOPPED not in await states_of(agent, slot, asked)
+    assert (await asked).status == 200
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_a_trial_rests_between_its_runs_where_clients_ask(tmp_path, x, is_asked):
+    """For three times as long as each took."""
+    one, runs = of_turns(2, 20000), 20
+    async with a_slot_that_serves(tmp_path, x, is_asked=is_asked) as agent:
+        await agent.hand_over(one)
+        assert isinstance(await agent.ask(Load(slot="slot", place=one.place)), Loaded)
+        began = time.monotonic()
+        evidence = (await agent.ask(Trial(slot="slot", place=one.place, key="k", runs=runs))).evidence
+        runs_s = runs * evidence.latency_ms.mean / 1000
+        assert (time.monotonic() - began > 4 * runs_s) == is_asked
 
 
 @pytest.mark.parametrize(("serves", "candidate"), [(3000, 30000), (30000, 3000)])
