@@ -154,7 +154,7 @@ def _metadata(place: Folder, name: str) -> tuple[Metadata, bytes]:
     if found is None:
         raise InputError(f"metadata: there is none: write metadata/{name}_metadata.json")
     content = found[0].read_bytes()
-    if slips := [*mistyped_keys(found[1])]:
+    if slips := [*mistyped_keys(content, found[1])]:
         raise UnfitError(name, slips)
     return from_json(Metadata, content, str(found[0])), content
 

@@ -2,7 +2,8 @@
 
 1. A device leaves keys alone that it does not know, since a newer desk may have written them. The desk knows every key
    there is: here an unknown one is a typing mistake, and what it was to set would not be set.
-2. Of a key that stands twice, YAML's reader takes the last without a word. Which one was meant, nobody knows.
+2. Of a key that stands twice, the readers of YAML and JSON take the last without a word. Which one was meant, nobody
+   knows.
 3. JSON, in which devices tell each other of a config, has no infinity: a gate that is to hold always is left away.
 4. Each key is named by its way from the top, with the key that was probably meant. What is for other programs belongs
    under `postprocessing:`, which may hold anything.
@@ -10,6 +11,8 @@
    like one that is and is not there.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from math import isfinite
@@ -38,12 +41,22 @@ def unread_keys(content: bytes, tree: object) -> Iterator[str]:
         yield f"config: {way} stands twice, again in line {line}; the last would count: leave one"
 
 
-def mistyped_keys(tree: Mapping[str, object]) -> Iterator[str]:
-    """A sentence for each key of metadata that was probably meant to be another; `tree` is the document, parsed."""
+def mistyped_keys(content: bytes, tree: Mapping[str, object]) -> Iterator[str]:
+    """A sentence for each key of metadata that was probably meant to be another; `tree` is the content, parsed."""
     missing = [field.name for field in msgspec.structs.fields(Metadata) if field.name not in tree]
     for key in tree:
         if key not in Metadata.__struct_fields__ and (near := get_close_matches(key.lower(), missing, 1, _SLIP)):
             yield f"metadata: {key} is not known; did you mean {near[0]}? Another thing needs a name less like it"
+    doubled: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        counts = Counter(key for key, _ in pairs)
+        doubled.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
+
+    json.loads(content, object_pairs_hook=note)
+    for key in doubled:
+        yield f"metadata: {key} stands twice in one object; the last would count: leave one"
 
 
 def _known(kind: msgspec.inspect.Type, at: str = "") -> Iterator[str]:

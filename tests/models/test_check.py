@@ -179,6 +179,18 @@ def test_a_key_that_stands_twice_is_told(release):
     ]
 
 
+def test_a_key_of_the_metadata_that_stands_twice_is_told(release):
+    """Also one of a tensor; objects beside each other have the same keys."""
+    folder = release()
+    path = folder / "metadata" / f"{NAME}_metadata.json"
+    text = path.read_text().replace('"accuracy":', '"accuracy": 0.99,\n\t"accuracy":')
+    path.write_text(text.replace('"dtype":', '"dtype": "int8", "dtype":', 1))
+    assert [one.split(";")[0] for one in problems(folder)] == [
+        "metadata: dtype stands twice in one object",
+        "metadata: accuracy stands twice in one object",
+    ]
+
+
 @pytest.mark.parametrize(
     ("golden", "told"),
     [
