@@ -17,6 +17,7 @@ from agent.core.candidate import Latency
 
 BUDGET_S = 5.0
 FEWEST_RUNS = 5  # a median of fewer says little
+REST_S = 1.0  # at most: a trial has a deadline
 
 
 def measure(
@@ -36,5 +37,5 @@ def _timed(session: Session, feeds: Mapping[str, Array], runs: int, rests: float
         session.run(None, feeds)
         times.append(perf_counter() - start)
         if rests:
-            sleep(rests * times[-1])
+            sleep(min(REST_S, rests * times[-1]))
     return times
