@@ -53,12 +53,11 @@ class Priority(Enum):
     NORMAL = (os.SCHED_OTHER, 0, 0)
 
 
-class SeatEndedError(Exception):
+class SeatEndedError(BackendError):
     """The seat ended before it answered."""
 
     def __init__(self, failure: Failure, *, was_inside: bool) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
+        super().__init__(failure.reason, failure.kind)
         self.was_inside = was_inside  # the seat was at this very order, not at one before it
 
 
@@ -164,10 +163,7 @@ class Seat:
         Raises:
             BackendError: it answers that it failed, ends, or misses the deadline.
         """
-        try:
-            answer = await self._send(message, deadline_s, descriptors)
-        except SeatEndedError as error:
-            raise BackendError(error.failure.reason, error.failure.kind) from error
+        answer = await self._send(message, deadline_s, descriptors)
         if isinstance(answer, Refused):
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
