@@ -51,7 +51,7 @@ class Seat(QuickSeat):
 async def asked(tmp_path):
     """A door with one slot, whose seat is the test's; asks it, and returns the answer to come."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=release(1).place, hold_s=5.0)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")
