@@ -82,7 +82,7 @@ class Seat:
         self.load_deadline_s = 0.0
         self._lost, self._gently = lost, gently
         self._process: Adopted | None = None
-        self._channel: Channel[FromSeat] | None = None
+        self._channel: Channel[FromSeat]  # from when there is a process
         self._waiting: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lanes: dict[int, Pair] = {}
@@ -108,9 +108,9 @@ class Seat:
         """
         try:
             set_priority(server.pid, Priority.IDLE if self._gently else Priority.NORMAL)  # the fork inherits it
-            self._process, sock = await server.fork()
-            self._channel = Channel(sock, FromSeat)
-            self.rank(Priority.IDLE)
+            process, sock = await server.fork()
+            self._channel, self._process = Channel(sock, FromSeat), process
+            set_priority(self.pid, Priority.IDLE)
         except OSError as error:
             self._told_to_end = True
             self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
@@ -126,7 +126,7 @@ class Seat:
         giving_way = asyncio.create_task(self._give_way())
         try:
             ready = await self._ask_to_load(deadline_s)
-            self.rank(Priority.LOW)
+            set_priority(self.pid, Priority.LOW)
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
@@ -144,7 +144,7 @@ class Seat:
                 await asyncio.sleep(RESTS * WORK_S)
                 self._signal(signal.SIGCONT)
             await asyncio.sleep(until - time.monotonic())
-            self.rank(Priority.LOW)
+            set_priority(self.pid, Priority.LOW)
         finally:
             self._signal(signal.SIGCONT)
 
@@ -195,8 +195,6 @@ class Seat:
 
     async def listen(self) -> None:
         """Takes answers until the seat ends."""
-        assert self._channel is not None
-        assert self._process is not None
         try:
             await self._channel.each(self._take)
         except (InputError, IndexError) as error:  # a corrupt process may say anything
@@ -217,7 +215,7 @@ class Seat:
     async def end(self) -> None:
         """Ends the seat now; what it has not answered fails."""
         self._told_to_end = True
-        if self._channel is None:
+        if self._process is None:
             return
         if self._waiting:
             self._kill()
@@ -243,10 +241,6 @@ class Seat:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self.ended.wait()
-
-    def rank(self, priority: Priority) -> None:
-        """Says how the child stands against other processes from now on."""
-        set_priority(self.pid, priority)
 
     def facts(self, state: str) -> SeatFacts:
         """What the agent is told of it."""
@@ -280,7 +274,6 @@ class Seat:
             raise
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
-        assert self._channel is not None
         try:
             self._channel.send(message, descriptors)
         except TransferError:
@@ -314,8 +307,7 @@ class Seat:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
+        if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 

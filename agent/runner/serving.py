@@ -29,7 +29,7 @@ from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
-from agent.runner.seats import Priority, Seat, SeatEndedError
+from agent.runner.seats import Priority, Seat, SeatEndedError, set_priority
 from agent.runner.tally import Statistics, Tally
 
 FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
@@ -226,7 +226,7 @@ class Serving:
         self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
         self._queue.call_all()
-        seat.rank(Priority.NORMAL)
+        set_priority(seat.pid, Priority.NORMAL)
 
     def _step_down(self, seat: Seat) -> None:
         if self.fallback is seat:

@@ -41,15 +41,12 @@ class Seat:
 
     def __init__(self, one) -> None:
         self.place, self.inside, self.state, self.ready, self.has_served = one.place, 0, "proven", True, False
-        self.bells = Bells()
+        self.pid, self.bells = 0, Bells()
         self.held = Held(
             ref=one.ref, parts=one.announced, descriptors=(),
             metadata=from_json(Metadata, one.parts["metadata.json"], "metadata"),
             config=from_yaml(Config, one.parts["config.yaml"], "config"),
         )  # fmt: skip
-
-    def rank(self, priority) -> None:
-        """It has none."""
 
     async def run(self, lane, inputs, outputs, _deadline_s) -> SeatRan:
         (tensor,) = inputs
