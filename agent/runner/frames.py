@@ -24,14 +24,14 @@ from msgspec.structs import replace
 from agent.adapters.channel import Channel
 from agent.adapters.memory_file import is_arena, size
 from agent.adapters.packets import close_all
+from agent.core import messages
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import BODY_BYTES, Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
-from agent.runner.answers import Asked
 from agent.runner.door import Door, status_of
 from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
 from agent.runner.lanes import LANES, Pair
-from agent.runner.open_inference import NAMES, InputTensor, check_request
+from agent.runner.open_inference import NAMES, check_request
 from agent.runner.slots import Slot
 
 CLIENTS = 64
@@ -95,9 +95,9 @@ class Frames:
             with self._door.lane(slot):  # its arenas lie idle: it is the place in the queue that all share
                 for one in ask.inputs:
                     check_slice(one, lane)
-                answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
+                answered = await slot.infer(lane, partial(asked, ask, lane), arrived, is_probe=False)
             wants_bell = ask.bell and answered.ran.finite
-            bell = slot.bell(answered.seat, lane, orders(ask, answered.seat.held)) if wants_bell else None
+            bell = slot.bell(answered.seat, lane, asked(ask, lane, answered.seat.held)) if wants_bell else None
         except (HttpError, InputError) as error:
             blame: Blame = "client" if self._slots else "nobody"  # of a runner that has just begun no name is wrong
             return Denied(lane=ask.lane, blame=BLAME.get(status_of(error), blame), reason=str(error)), None
@@ -197,8 +197,8 @@ def check_slice(one: Slice, lane: Pair) -> None:
         )
 
 
-def orders(ask: Infer, held: Held) -> Asked:
-    """The request as orders to a seat with this release.
+def asked(ask: Infer, lane: Pair, held: Held) -> messages.SeatRun:
+    """The request in a lane as an order to a seat with this release.
 
     Raises:
         InputError: it does not fit the release.
@@ -206,6 +206,6 @@ def orders(ask: Infer, held: Held) -> Asked:
     inputs = ask.inputs
     if len(inputs) == len(held.metadata.inputs) == 1 and not inputs[0].name:
         inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
-    tensors = [InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs]
-    check_request(tensors, ask.outputs, held.metadata, held.config)
-    return inputs, ask.outputs
+    run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=ask.outputs)
+    check_request(run, held.metadata, held.config)
+    return run

@@ -93,10 +93,11 @@ async def put(request: Request, lane: Lane, end: int, regions: Regions) -> Reque
     """
     for target in request.targets.values():
         regions.check(target)
-    slices = dict(request.slices)
+    slices: dict[str, Slice] = {}
     for tensor in request.document.inputs:
         name, dtype, span = tensor.name, DATATYPES[tensor.datatype], request.spans.get(tensor.name)
-        if name in slices:
+        if name in request.slices:
+            slices[name] = request.slices[name]
             continue
         size = request.numbers[name].nbytes if span is None else span.size
         offset = end + -end % ALIGNMENT

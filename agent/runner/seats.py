@@ -30,7 +30,7 @@ from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
+from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, SeatRun, ToSeat
 from agent.runner.bells import Bells
 from agent.runner.holdings import Held
 from agent.runner.lanes import Pair
@@ -168,7 +168,7 @@ class Seat:
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
 
-    async def run(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...], deadline_s: float) -> FromSeat:
+    async def run(self, lane: Pair, run: SeatRun, deadline_s: float) -> FromSeat:
         """The answer to the request in a lane.
 
         Raises:
@@ -177,13 +177,12 @@ class Seat:
         if self._lanes.get(lane.number) is not lane:
             self._tell(messages.LaneOpen(lane=lane.number), lane.descriptors)
             self._lanes[lane.number] = lane
-        return await self._send(messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
+        return await self._send(run, deadline_s)
 
-    def bell(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...]) -> socket.socket | None:
+    def bell(self, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request in a lane that this seat has answered; None where there is none."""
         if self._lanes.get(lane.number) is not lane or (ends := self.bells.hang(lane.number)) is None:
             return None
-        run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs)
         self._tell(messages.SeatBell(run=run), (ends[0].fileno(),))
         return ends[1]
 

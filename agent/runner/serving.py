@@ -22,9 +22,9 @@ from contextlib import suppress
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import Incident, Place, Promote, SeatRan
+from agent.core.messages import Incident, Place, Promote, SeatRan, SeatRun
 from agent.core.soak import judge_pace
-from agent.runner.answers import Answered, Asked, answer_anyway, fault_of, run_deadline_s
+from agent.runner.answers import Answered, answer_anyway, fault_of, run_deadline_s
 from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lanes, Pair
@@ -73,7 +73,7 @@ class Serving:
         return self.order.hold_s if self.order is not None else 0.0
 
     async def infer(
-        self, lane: Pair, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
+        self, lane: Pair, asked: Callable[[Held], SeatRun], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
     ) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
@@ -105,14 +105,14 @@ class Serving:
                 seat.inside -= 1
                 self._queue.call()
 
-    def bell(self, seat: Seat, lane: Pair, asked: Asked) -> socket.socket | None:
+    def bell(self, seat: Seat, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request that `seat` has just answered; None where it may have none."""
         if seat is not self.serving:
             return None
         if not seat.bells.are_counted:
             seat.bells.are_counted = True
             self._tasks.create_task(self._count_at_times(seat), name=f"count {seat.place}")
-        return seat.bell(lane, *asked)
+        return seat.bell(lane, run)
 
     async def _count_at_times(self, seat: Seat) -> None:
         while seat.bells:
@@ -158,9 +158,9 @@ class Serving:
             raise TransferError(f"{self.name}: no model serves at the moment; try again")
         return min(until, self._hopeless_at)
 
-    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], Asked]) -> Answered:
+    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun]) -> Answered:
         """The seat's answer; or, where that is bad, the fall-back's."""
-        answer = await seat.run(lane, *asked(seat.held), run_deadline_s(seat.held.config))
+        answer = await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
         if failure is None:
             self._faults = 0 if seat is self.serving else self._faults
@@ -172,10 +172,10 @@ class Serving:
             self._fault(seat, failure)
             return answer_anyway(seat, answer)
         try:
-            orders = asked(spare.held)
+            run = asked(spare.held)
         except InputError:  # it takes other requests than its successor
             return answer_anyway(seat, answer)
-        other = await spare.run(lane, *orders, run_deadline_s(spare.held.config))
+        other = await spare.run(lane, run, run_deadline_s(spare.held.config))
         if fault_of(spare, other) is None and seat is self.serving:
             self.tally.errors += failure.kind is Kind.BACKEND
             self.tally.not_finite += failure.kind is Kind.PARITY

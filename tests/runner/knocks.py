@@ -48,11 +48,11 @@ class Seat:
             config=from_yaml(Config, one.parts["config.yaml"], "config"),
         )  # fmt: skip
 
-    async def run(self, lane, inputs, outputs, _deadline_s) -> SeatRan:
-        (tensor,) = inputs
+    async def run(self, lane, run, _deadline_s) -> SeatRan:
+        (tensor,) = run.inputs
         assert tensor.size == math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         assert len(lane.request(tensor.offset, tensor.size)) == tensor.size
-        assert set(outputs) <= {"y"}
+        assert set(run.outputs) <= {"y"}
         answer = Slice(name="y", shape=SHAPE, dtype="float32", offset=0, size=FRAME)
         lane.answer(0, FRAME)[:] = bytes(FRAME)
         return SeatRan(outputs=(answer,), busy_s=0.0, finite=True)
