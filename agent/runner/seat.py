@@ -42,7 +42,7 @@ from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
-from agent.core.errors import BackendError, EdgeError, Kind
+from agent.core.errors import BackendError, InputError, Kind
 from agent.core.messages import CONFIG, GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
 from agent.core.release import Config, Metadata
 from agent.runner import walls
@@ -228,10 +228,8 @@ class Seat:
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         try:
             return self._act(message, descriptors)
-        except BackendError as error:
+        except (BackendError, InputError) as error:
             kind, reason = error.kind, str(error)
-        except EdgeError as error:
-            kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
             kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
         return messages.Refused(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]))
