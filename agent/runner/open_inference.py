@@ -112,14 +112,12 @@ def place_request(document: InferDocument, start: int, length: int) -> Request:
         if (span := _span(f"input {tensor.name}", tensor.parameters)) is not None:
             _check_length(tensor, dtype, span.size)
             spans[tensor.name] = span
-            continue
-        if tensor.data is not None:
+        elif tensor.data is not None:
             numbers[tensor.name] = _numbers(tensor, dtype)
-            continue
-        size = _binary_length(tensor, dtype)
-        place = start + end
-        slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=place, size=size)
-        end += size
+        else:
+            size, place = _binary_length(tensor, dtype), start + end
+            slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=place, size=size)
+            end += size
     if end != length:
         raise InputError(f"the request's inputs take {end} bytes; {length} came")
     named = {one.name: _span(f"output {one.name}", one.parameters) for one in document.outputs}
