@@ -230,13 +230,13 @@ def _input(tensor: Any, raw: Iterator[bytes]) -> dict[str, Any]:
         content = next(raw, None)
         if content is not None:
             parameters["binary_data_size"] = len(content)
-    data = {"data": typed[0]} if typed else {}
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
         "datatype": tensor.datatype,
         "parameters": parameters,
-    } | data
+        "data": typed[0] if typed else None,
+    }
 
 
 def _parameters(given: Any) -> dict[str, Any]:
