@@ -97,5 +97,5 @@ def _as_triton_tells(slots: Mapping[str, Slot]) -> Iterable[Metric]:
     pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait", labels=labels)
     for slot in slots.values():
         if slot.serving is not None:
-            pending.add_metric((slot.name, version_of(slot.serving.place.ref.name)), slot.waiting)
+            pending.add_metric((slot.name, version_of(slot.serving.place.ref.name)), len(slot.queue))
     yield from (failed, pending)

@@ -57,15 +57,10 @@ class Serving:
         self._tasks, self._changed, self._count = tasks, changed, count
         self._since = 0.0
         self._dark_since = 0.0
-        self._queue = Queue()
+        self.queue = Queue()  # of the requests that no seat has yet
         self._faults = 0
         self._hopeless_at = math.inf  # monotonic; from then on, until the agent loads something, no request waits
         self._incidents: deque[Incident] = deque(maxlen=INCIDENTS)
-
-    @property
-    def waiting(self) -> int:
-        """How many requests no seat has yet."""
-        return len(self._queue)
 
     @property
     def hold_s(self) -> float:
@@ -103,7 +98,7 @@ class Serving:
                 return answered
             finally:
                 seat.inside -= 1
-                self._queue.call()
+                self.queue.call()
 
     def bell(self, seat: Seat, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request that `seat` has just answered; None where it may have none."""
@@ -133,7 +128,7 @@ class Serving:
                 self._count_one(tally, seat, (began, began, began + busy_s), ran)
 
     async def _lease(self, terms: Terms, arrived: float) -> Seat:
-        with self._queue.turn(terms.priority) as turn:
+        with self.queue.turn(terms.priority) as turn:
             while True:
                 now, until = time.monotonic(), terms.deadline
                 if now >= until:
@@ -142,7 +137,7 @@ class Serving:
                     raise LateError(f"{self.name}: the request's timeout passed while it waited with others")
                 if self.serving is None:
                     until = min(until, self._patience(now, arrived))
-                elif self.serving.inside < DEPTH and self._queue.is_next(turn):
+                elif self.serving.inside < DEPTH and self.queue.is_next(turn):
                     return self.serving
                 turn.called.clear()
                 with suppress(TimeoutError):
@@ -225,7 +220,7 @@ class Serving:
         self.serving = seat
         self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
-        self._queue.call_all()
+        self.queue.call_all()
         set_priority(seat.pid, Priority.NORMAL)
 
     def _step_down(self, seat: Seat) -> None:
@@ -234,7 +229,7 @@ class Serving:
         if self.serving is seat:
             self.serving, self._dark_since = None, time.monotonic()
             seat.bells.drop_all()
-            self._queue.call_all()
+            self.queue.call_all()
 
     def _note(self, place: Place, failure: Failure, action: str) -> None:
         incident = Incident(number=next(self._count), at=time.monotonic(), place=place, failure=failure, action=action)

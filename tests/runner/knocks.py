@@ -147,7 +147,7 @@ class Knocks:
             self.statuses[status] = self.statuses.get(status, 0) + 1
         lanes = self._slot.lanes
         assert len(lanes._free) == LANES
-        assert (self._slot.waiting, self._slot.serving.inside) == (0, 0)
+        assert (len(self._slot.queue), self._slot.serving.inside) == (0, 0)
         assert not self._door._wires
 
     def close(self) -> None:
