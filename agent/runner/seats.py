@@ -89,8 +89,6 @@ class Seat:
         self.bells = Bells()
         self._verdict: Failure | None = None
         self._told_to_end = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.ended = asyncio.Event()
         self.ready: Loaded | None = None
         self.settled = asyncio.Event()  # loading is over, well or not
@@ -113,8 +111,9 @@ class Seat:
             set_priority(self.pid, Priority.IDLE)
         except OSError as error:
             self._told_to_end = True
-            self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
-            raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
+            failure = Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})")
+            self._end(failure)
+            raise SeatEndedError(failure, was_inside=False) from error
 
     async def load(self, deadline_s: float) -> Loaded:
         """What the seat says of its model.
@@ -208,7 +207,8 @@ class Seat:
         """Lets the seat finish what it has, and ends it."""
         self.state = "draining"
         self._told_to_end = True
-        await self._idle.wait()
+        while self._waiting:
+            await asyncio.wait([waiting.answer for waiting in self._waiting])
         await self.end()
 
     async def end(self) -> None:
@@ -260,7 +260,6 @@ class Seat:
         self._tell(message, descriptors)
         waiting = Waiting(asyncio.get_running_loop().create_future(), deadline_s)
         self._waiting.append(waiting)
-        self._idle.clear()
         if len(self._waiting) == 1:
             self._watch()
         try:
@@ -292,11 +291,9 @@ class Seat:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._waiting:
-            self._idle.set()
-            return
-        first = self._waiting[0]
-        self._timer = asyncio.get_running_loop().call_later(first.deadline_s, self._hang, first.deadline_s)
+        if self._waiting:
+            deadline_s = self._waiting[0].deadline_s
+            self._timer = asyncio.get_running_loop().call_later(deadline_s, self._hang, deadline_s)
 
     def _hang(self, deadline_s: float) -> None:
         self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: no answer within {deadline_s:g} s: killed")
