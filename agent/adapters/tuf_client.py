@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,8 +224,7 @@ class TufClient:
                 files.sync_file(file)
             files.sync_folder(path)
         link = self.folder / f"{files.TEMP}current"
-        with suppress(FileNotFoundError):
-            link.unlink()
+        link.unlink(missing_ok=True)
         link.symlink_to(stage.name)
         link.replace(self.folder / "current")
         files.sync_folder(self.folder)
