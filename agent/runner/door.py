@@ -130,7 +130,7 @@ class Door:
         return wire.keeps_alive and not self._is_closing
 
     async def _answer(self, wire: Wire, ask: RequestHead) -> None:
-        if ask.is_chunked:
+        if "transfer-encoding" in ask.headers:
             raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not taken: send a Content-Length")
         model = _MODEL.fullmatch(ask.path)
         if model is not None:
