@@ -91,8 +91,7 @@ class Model(Loaded):
     def _input(self, slice_: Slice, tensor: NDArray[Any]) -> NDArray[Any]:
         """The input where it lies; a copy only of frames, and where the client left it unaligned."""
         declared = next(one for one in self.metadata.inputs if one.name == slice_.name)
-        is_frame = slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None
-        if is_frame:
+        if slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None:
             return normalise(tensor, declared, self.config)
         return tensor if tensor.flags.aligned else tensor.copy()
 
