@@ -157,12 +157,11 @@ class Serving:
         """The seat's answer; or, where that is bad, the fall-back's."""
         answer = await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
-        if failure is None:
-            self._faults = 0 if seat is self.serving else self._faults
+        if failure is None and seat is self.serving:
+            self._faults = 0
+        if failure is None or failure.kind is Kind.STRUCTURE:
             return answer_anyway(seat, answer)
         spare = self.fallback if seat is self.serving else None
-        if failure.kind is Kind.STRUCTURE:
-            return answer_anyway(seat, answer)
         if spare is None:
             self._fault(seat, failure)
             return answer_anyway(seat, answer)
