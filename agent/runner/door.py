@@ -324,8 +324,7 @@ def asked(request: Request, slot: Slot, lane: Lane, version: str | None, held: H
     check_version(slot, held.ref.name, version)
     outputs = tuple(one.name for one in request.document.outputs)
     run = SeatRun(lane=lane.number, inputs=tuple(request.slices.values()), outputs=outputs)
-    check_request(run, held.metadata, held.config)
-    return run
+    return check_request(run, held.metadata, held.config)
 
 
 def outputs_of(lane: Lane, ran: SeatRan) -> Outputs:

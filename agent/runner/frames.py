@@ -205,5 +205,4 @@ def asked(ask: Infer, lane: Pair, held: Held) -> messages.SeatRun:
     if len(inputs) == len(held.metadata.inputs) == 1 and not inputs[0].name:
         inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
     run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=ask.outputs)
-    check_request(run, held.metadata, held.config)
-    return run
+    return check_request(run, held.metadata, held.config)

@@ -211,8 +211,8 @@ def _numbers(tensor: InputTensor, dtype: "np.dtype[Any]") -> NDArray[Any]:
         return given.reshape(tensor.shape).astype(dtype)
 
 
-def check_request(run: SeatRun, metadata: Metadata, config: Config) -> None:
-    """Return when a request fits the model.
+def check_request(run: SeatRun, metadata: Metadata, config: Config) -> SeatRun:
+    """The request, when it fits the model.
 
     Raises:
         InputError: says what the model takes.
@@ -227,6 +227,7 @@ def check_request(run: SeatRun, metadata: Metadata, config: Config) -> None:
     known = {tensor.name for tensor in metadata.outputs}
     if unknown := sorted(set(run.outputs) - known):
         raise InputError(f"the model's outputs are {sorted(known)}; the request asks for {unknown}")
+    return run
 
 
 def _check_tensor(given: Slice, declared: Tensor, config: Config) -> None:
