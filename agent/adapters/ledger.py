@@ -110,7 +110,8 @@ class Ledger:
                 else:
                     self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (kind, key, to_json(fact)))
         if precious:
-            self._keep_copy()
+            with self._writing_lock, database.saying_why(self.path):
+                files.write_durably(self.copy, self._database.serialize())
 
     def remove(self, kind: str, key: str) -> None:
         """Forget one fact."""
@@ -162,10 +163,6 @@ class Ledger:
 
     def _beside(self, name: str) -> Path:
         return self.path.with_name(self.path.name + name)
-
-    def _keep_copy(self) -> None:
-        with self._writing_lock, database.saying_why(self.path):
-            files.write_durably(self.copy, self._database.serialize())
 
     def _rows(self, query: str, *values: str | int) -> list[Any]:
         with self._reading_lock, database.saying_why(self.path):
