@@ -205,7 +205,6 @@ class Seat:
 
     async def leave(self) -> None:
         """Lets the seat finish what it has, and ends it."""
-        self.state = "draining"
         self._told_to_end = True
         while self._waiting:
             await asyncio.wait([waiting.answer for waiting in self._waiting])
