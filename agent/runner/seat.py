@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from agent import VERSION
@@ -35,7 +34,7 @@ from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
 from agent.backends import check_model, open_session, probe
-from agent.backends.golden import compare, load_golden
+from agent.backends.golden import compare, is_finite, load_golden
 from agent.backends.hardware import gpu_memory_mb, peak_memory_mb
 from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
@@ -98,7 +97,7 @@ class Model(Loaded):
 
 def all_finite(arrays: Arrays) -> bool:
     """Whether there is no NaN and no Inf in any of them."""
-    return all(one.dtype.kind != "f" or bool(np.isfinite(one).all()) for one in arrays.values())
+    return all(map(is_finite, arrays.values()))
 
 
 def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b"") -> Model:
