@@ -49,7 +49,7 @@ async def loaded(folder: str, sealed: Path, ref: Ref, key: bytes, size: int) -> 
             await link.facts.turned()
         running.append(tasks.create_task(peak.run(link)))
         await asyncio.sleep(5 * LOOK_S)
-        pulse.longest_s, began = 0.0, time.perf_counter()
+        pulse.lag_ms, began = 0.0, time.perf_counter()
         assert await steps.act(SLOT, plan.Load(place), DEVICE) == Success()
         await link.ask(Prove(slot=SLOT, place=place))
         seconds = time.perf_counter() - began

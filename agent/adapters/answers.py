@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
 
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from agent.adapters.store import CHUNK_BYTES, Changed, Denied, Download, Missing
@@ -25,13 +25,11 @@ RECEIVE_BYTES = 256 * 1024  # what one receive may bring
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
-def download(body: Any, status: int, headers: Mapping[str, str], start: int, etag: str | None, where: str) -> Download:
+def download(body: BaseHTTPResponse, start: int, etag: str | None, where: str) -> Download:
     """The object behind an answer, from `start` or from its beginning.
 
     Args:
-        body: what urllib3 reads from.
-        status: below 300.
-        headers: found by names in small letters.
+        body: the answer, whose status is below 300.
         start: the byte that was asked for.
         etag: the mark that was asked for.
         where: the object's name in messages.
@@ -41,8 +39,8 @@ def download(body: Any, status: int, headers: Mapping[str, str], start: int, eta
         TransferError: it is not the object that answers, or its length is not said.
     """
     try:
-        begins, size = _extent(status, headers, start, where)
-        mark = headers.get("etag", "")
+        begins, size = _extent(body.status, body.headers, start, where)
+        mark = body.headers.get("etag", "")
         if etag not in {None, mark}:
             raise changed(where)
     except TransferError:
@@ -70,7 +68,7 @@ def _extent(status: int, headers: Mapping[str, str], start: int, where: str) -> 
     return start, int(match[3])
 
 
-def _pieces(body: Any, where: str) -> Iterator[bytes]:
+def _pieces(body: BaseHTTPResponse, where: str) -> Iterator[bytes]:
     """What arrives, in pieces: as soon as CHUNK_BYTES or HEARTBEAT_S are full."""
     gathered, due = bytearray(), time.monotonic() + HEARTBEAT_S
     while True:

@@ -20,7 +20,7 @@ WAITING = 8  # connections that wait to be accepted
 PROBE_S = 1.0  # how long a live peer may take to be noticed
 PORTS = 65536
 
-Act = Callable[["asyncio.Future[Received[M] | None]", Received[M] | None], None]
+Take = Callable[[M, list[int]], None]
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -37,38 +37,36 @@ class Channel(Packets[M]):
         try:
             return self.read()
         except BlockingIOError:
-            return await self._watch(lambda over, received: over.set_result(received))
+            return await self._watch(None)
 
-    async def each(self, take: Callable[[M, list[int]], None]) -> None:
+    async def each(self, take: "Take[M]") -> None:
         """Hands every message with its descriptors to `take`, as soon as it is there, until the peer is gone.
 
         Raises:
             InputError: what came is not a message of this channel; or whatever `take` raises.
         """
+        await self._watch(take)
 
-        def act(over: "asyncio.Future[Received[M] | None]", received: Received[M] | None) -> None:
-            if received is None:
-                over.set_result(None)
-            else:
-                take(*received)
-
-        await self._watch(act)
-
-    async def _watch(self, act: "Act[M]") -> Received[M] | None:
+    async def _watch(self, take: "Take[M] | None") -> Received[M] | None:
+        """The first message that nobody takes; None when the peer is gone."""
         loop, number = asyncio.get_running_loop(), self.sock.fileno()
         over: asyncio.Future[Received[M] | None] = loop.create_future()
-        loop.add_reader(number, self._ready, act, over)
+        loop.add_reader(number, self._ready, take, over)
         try:
             return await over
         finally:
             loop.remove_reader(number)
 
-    def _ready(self, act: "Act[M]", over: "asyncio.Future[Received[M] | None]") -> None:
+    def _ready(self, take: "Take[M] | None", over: "asyncio.Future[Received[M] | None]") -> None:
         """Called by the event loop when something is there; what comes after the end stays where it is."""
         if over.done():
             return
         try:
-            act(over, self.read())
+            received = self.read()
+            if take is not None and received is not None:
+                take(*received)
+            else:
+                over.set_result(received)
         except BlockingIOError:
             pass
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits

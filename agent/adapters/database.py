@@ -75,14 +75,9 @@ def saying_why(path: Path) -> Iterator[None]:
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     """All that is done inside, or nothing of it."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
+    with database:  # commits it, or rolls it back
+        database.execute("BEGIN IMMEDIATE")
         yield
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-        raise
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:

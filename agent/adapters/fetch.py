@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters import files
-from agent.adapters.store import CHUNK_BYTES, Changed, Download, Store
+from agent.adapters.store import Changed, Download, Store
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import InputError, TransferError, TrustError
 
@@ -111,12 +111,8 @@ class Part:
         self.file.truncate(trusted)
         self.file.seek(0)
         self.etag = state.etag if state else ""
-        self.offset, self.digest = 0, hashlib.sha256()
-        while self.offset < trusted:
-            piece = self.file.read(min(CHUNK_BYTES, trusted - self.offset))
-            self.digest.update(piece)
-            self.offset += len(piece)
-        self.synced = self.offset
+        self.digest = hashlib.file_digest(self.file, "sha256")
+        self.offset = self.synced = trusted
 
     def restart(self) -> None:
         """Forgets everything."""

@@ -50,4 +50,4 @@ class HttpsStore(Store):
         if body.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
             body.close()
             raise answers.refused(body.status, where)
-        return answers.download(body, body.status, body.headers, start, etag, where)
+        return answers.download(body, start, etag, where)

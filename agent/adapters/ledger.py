@@ -13,10 +13,10 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -79,22 +79,18 @@ class Ledger:
 
     def get(self, kind: str, key: str, form: type[T]) -> T | None:
         """The fact, or None. One that cannot be read any more counts as absent."""
-        with self._reading():
-            row = self._reader.execute("SELECT body FROM facts WHERE kind = ? AND key = ?", (kind, key)).fetchone()
-        return _read(row[0], form) if row else None
+        rows = self._rows("SELECT body FROM facts WHERE kind = ? AND key = ?", kind, key)
+        return _read(rows[0][0], form) if rows else None
 
     def all(self, kind: str, form: type[T]) -> Mapping[str, T]:
         """Every fact of a kind, by key."""
-        with self._reading():
-            rows = self._reader.execute("SELECT key, body FROM facts WHERE kind = ? ORDER BY key", (kind,)).fetchall()
+        rows = self._rows("SELECT key, body FROM facts WHERE kind = ? ORDER BY key", kind)
         found = {key: _read(body, form) for key, body in rows}
         return {key: fact for key, fact in found.items() if fact is not None}
 
     def newest(self, kind: str, form: type[T], count: int) -> tuple[T, ...]:
         """The facts with the highest keys, in the order of their keys."""
-        query = "SELECT body FROM facts WHERE kind = ? ORDER BY key DESC LIMIT ?"
-        with self._reading():
-            rows = self._reader.execute(query, (kind, count)).fetchall()
+        rows = self._rows("SELECT body FROM facts WHERE kind = ? ORDER BY key DESC LIMIT ?", kind, count)
         return tuple(fact for (body,) in reversed(rows) if (fact := _read(body, form)) is not None)
 
     def put(self, kind: str, key: str, fact: object) -> None:
@@ -114,7 +110,8 @@ class Ledger:
                 else:
                     self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (kind, key, to_json(fact)))
         if precious:
-            self._keep_copy()
+            with self._writing_lock, database.saying_why(self.path):
+                files.write_durably(self.copy, self._database.serialize())
 
     def remove(self, kind: str, key: str) -> None:
         """Forget one fact."""
@@ -167,14 +164,9 @@ class Ledger:
     def _beside(self, name: str) -> Path:
         return self.path.with_name(self.path.name + name)
 
-    def _keep_copy(self) -> None:
-        with self._writing_lock, database.saying_why(self.path):
-            files.write_durably(self.copy, self._database.serialize())
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
         with self._reading_lock, database.saying_why(self.path):
-            yield
+            return self._reader.execute(query, values).fetchall()
 
 
 def _read(body: bytes, form: type[T]) -> T | None:

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import sys
+from pathlib import Path
 
 from agent.core.errors import TransferError
 
@@ -79,16 +80,14 @@ def digest(number: int) -> str:
     """The SHA-256 of the content, in hexadecimal."""
     if not size(number):
         return hashlib.sha256().hexdigest()
-    with _readable(number) as content:
+    # Private: before Linux 6.7 a file sealed against writing cannot be mapped shared.
+    with _mapped(number, mmap.PROT_READ, mmap.MAP_PRIVATE) as content:
         return hashlib.sha256(content).hexdigest()
 
 
 def read(number: int) -> bytes:
     """All of the content."""
-    if not size(number):
-        return b""
-    with _readable(number) as content:
-        return content[:]
+    return Path(f"/proc/self/fd/{number}").read_bytes()
 
 
 def write(number: int, content: bytes | memoryview, place: int = 0) -> int:
@@ -119,11 +118,6 @@ def map_shared(number: int) -> mmap.mmap:
 def map_for_reading(number: int) -> mmap.mmap:
     """All of an arena as it is now; a write to it is an error."""
     return _mapped(number, mmap.PROT_READ, most=ARENA_BYTES)
-
-
-def _readable(number: int) -> mmap.mmap:
-    # Private: before Linux 6.7 a file sealed against writing cannot be mapped shared.
-    return _mapped(number, mmap.PROT_READ, mmap.MAP_PRIVATE)
 
 
 def _mapped(number: int, may: int, how: int = mmap.MAP_SHARED, most: int = sys.maxsize) -> mmap.mmap:

@@ -59,8 +59,8 @@ class S3Store(Store):
         with translated(where):
             answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **asked)
         body: Any = answer["Body"]
-        raw, said = body._raw_stream, answer["ResponseMetadata"]  # noqa: SLF001  body.read() waits for its whole chunk
-        return answers.download(raw, said["HTTPStatusCode"], said["HTTPHeaders"], start, etag, where)
+        raw = body._raw_stream  # noqa: SLF001  body.read() waits for its whole chunk
+        return answers.download(raw, start, etag, where)
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.adapters import files
+from agent.adapters.answers import short
 from agent.adapters.fetch import Mismatch, TargetInfo
 from agent.adapters.store import Denied, Missing, Store, check_key
 from agent.core.errors import InputError, TransferError, TrustError
@@ -224,8 +225,7 @@ class TufClient:
                 files.sync_file(file)
             files.sync_folder(path)
         link = self.folder / f"{files.TEMP}current"
-        with suppress(FileNotFoundError):
-            link.unlink()
+        link.unlink(missing_ok=True)
         link.symlink_to(stage.name)
         link.replace(self.folder / "current")
         files.sync_folder(self.folder)
@@ -279,10 +279,10 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (exceptions.RepositoryError, exceptions.DownloadLengthMismatchError) as error:
         sentence = next(text for kind, text in SENTENCES if isinstance(error, kind))
-        raise TrustError(f"{what} {sentence} ({_short(error)})") from error
+        raise TrustError(f"{what} {sentence} ({short(error)})") from error
     except exceptions.DownloadError as error:
         raise TransferError(
-            f"{what} could not be had ({_short(error)}): check the store's URL and the network"
+            f"{what} could not be had ({short(error)}): check the store's URL and the network"
         ) from error
 
 
@@ -303,8 +303,4 @@ def _is_signed(content: bytes, info: TargetInfo) -> bool:
 
 
 def _unusable(error: Exception) -> InputError:
-    return InputError(f"the pinned root, root.json, cannot be used ({_short(error)}); provision this device again")
-
-
-def _short(error: Exception) -> str:
-    return str(error).replace("\n", " ")[:200]
+    return InputError(f"the pinned root, root.json, cannot be used ({short(error)}); provision this device again")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from agent.backends.agreement import alone
 from agent.backends.session import Array, Session
@@ -59,11 +60,8 @@ def compare(session: Session, golden: Sequence[Sample], gates: Gates) -> tuple[D
         given = dict(zip(names, session.run(names, sample.feeds), strict=True))
         for found in deviations(sample.outputs, given, gates):
             before = worst.get(found.output, found)
-            worst[found.output] = Deviation(
-                output=found.output,
-                max_abs=max(before.max_abs, found.max_abs),
-                within=before.within and found.within,
-            )
+            within = before.within and found.within
+            worst[found.output] = replace(found, max_abs=max(before.max_abs, found.max_abs), within=within)
     return tuple(worst.values())
 
 

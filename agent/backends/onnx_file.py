@@ -7,7 +7,7 @@ Wire format: protocol buffers (protobuf.dev/programming-guides/encoding); number
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +27,10 @@ Value = int | memoryview
 class OnnxHead:
     """What an ONNX file says about itself."""
 
-    ir_version: int
-    opsets: Mapping[str, int]  # domain: version; the standard domain is ""
+    opset: int  # the version of the standard operators
     inputs: tuple[str, ...]  # without those that have a value in the file
     outputs: tuple[str, ...]
     precisions: frozenset[str]  # of the weights: fp32, fp16, bf16, int8
-
-    @property
-    def opset(self) -> int:
-        """The version of the standard operators."""
-        return self.opsets.get("", 0)
 
 
 def read_head(path: str | Path) -> OnnxHead:
@@ -96,7 +90,7 @@ def check_opset(head: OnnxHead, runtime: str, version: str, opset: int) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = (part for part in version.replace("-", ".").split(".")[:3])
+    parts = version.replace("-", ".").split(".")[:3]
     return tuple(int(part) if part.isdigit() else 0 for part in parts)
 
 
@@ -119,14 +113,13 @@ def _model(view: memoryview, where: str) -> OnnxHead:
     if not ir_version or graph is None or not opsets:
         raise InputError(f"{where}: this is not an ONNX model: it lacks version, operators or graph; export it again")
     inputs, outputs, precisions = _graph(graph)
-    return OnnxHead(ir_version, opsets, inputs, outputs, precisions)
+    return OnnxHead(opsets.get("", 0), inputs, outputs, precisions)
 
 
 def _opset(view: memoryview) -> tuple[str, int]:
     fields = dict(_fields(view))
-    domain, version = fields.get(1, b""), fields.get(2, 0)
-    name = "" if isinstance(domain, int) else str(domain, "utf-8")
-    return "" if name == "ai.onnx" else name, version if isinstance(version, int) else 0
+    domain, version = _text(fields.get(1)), fields.get(2)
+    return "" if domain == "ai.onnx" else domain, version if isinstance(version, int) else 0
 
 
 def _graph(view: memoryview) -> tuple[tuple[str, ...], tuple[str, ...], frozenset[str]]:

@@ -156,10 +156,9 @@ def session_options(candidate: Candidate, config: Config) -> Any:
 
 
 def _level(wanted: str) -> Any:
-    level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS.get(wanted, '')}", None)
-    if level is None:
+    if wanted not in _LEVELS:
         raise BackendError(f"graph_optimization {wanted!r} in the release's config: one of {', '.join(_LEVELS)}")
-    return level
+    return getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS[wanted]}")
 
 
 def _providers(candidate: Candidate, config: Config) -> list[str | tuple[str, dict[str, str]]]:

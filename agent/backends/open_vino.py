@@ -31,7 +31,8 @@ class OpenVinoSession(Ports):
     """A compiled model that answers as ONNX Runtime's session does; one inference at a time."""
 
     def __init__(self, model: Any, head: OnnxHead) -> None:
-        super().__init__(_ports(model.inputs, head.inputs), _ports(model.outputs, head.outputs))
+        inputs = [_port(port, head.inputs) for port in model.inputs]
+        super().__init__(inputs, [_port(port, head.outputs) for port in model.outputs])
         self._model, self._request = model, model.create_infer_request()
         self._providers = [f"OpenVINO:{device}" for device in model.get_property("EXECUTION_DEVICES")]
 
@@ -100,10 +101,6 @@ def _check_given(model: Any, candidate: Candidate, device: str) -> None:
         raise BackendError(reason, Kind.UNSUPPORTED)
     if not any(name.startswith(device) for name in model.get_property("EXECUTION_DEVICES")):
         raise BackendError(f"{candidate}: {device} was asked for, {model.get_property('EXECUTION_DEVICES')} was given")
-
-
-def _ports(ports: Sequence[Any], declared: Sequence[str]) -> tuple[Port, ...]:
-    return tuple(_port(port, declared) for port in ports)
 
 
 def _port(port: Any, declared: Sequence[str]) -> Port:

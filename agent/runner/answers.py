@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind
-from agent.core.messages import FromSeat, Refused, SeatRan, Slice
+from agent.core.messages import FromSeat, Refused, SeatRan
 from agent.core.release import Config
 from agent.runner.seats import Seat
 
 RUN_S = (3.0, 30.0)  # bounds of a run's deadline: a busy device's hiccup, and what a camera may be kept waiting
 RUN_FACTOR = 5  # a run is hung when it takes so many times the latency that its gate allows
-
-Asked = tuple[tuple[Slice, ...], tuple[str, ...]]  # inputs, names of outputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ import msgspec
 
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
-from agent.core.messages import BODY_BYTES, SeatRan, Slice
-from agent.runner.answers import Answered, Asked
+from agent.core.messages import BODY_BYTES, SeatRan, SeatRun, Slice
+from agent.runner.answers import Answered
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, unavailable, write_head
 from agent.runner.intake import check_lengths, receive
@@ -130,7 +130,7 @@ class Door:
         return wire.keeps_alive and not self._is_closing
 
     async def _answer(self, wire: Wire, ask: RequestHead) -> None:
-        if ask.is_chunked:
+        if "transfer-encoding" in ask.headers:
             raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not taken: send a Content-Length")
         model = _MODEL.fullmatch(ask.path)
         if model is not None:
@@ -238,7 +238,7 @@ class Door:
         Raises:
             EdgeError: as `Slot.infer`; or a region does not take an output.
         """
-        said, orders = request.document.parameters, partial(asked, request, slot, version)
+        said, orders = request.document.parameters, partial(asked, request, slot, lane, version)
         is_probe, terms = is_probe or bool(said.get(PROBE)), read_terms(said, arrived)
         answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
         outputs = outputs_of(lane, answered.ran)
@@ -315,16 +315,16 @@ def allow(ask: RequestHead, method: str) -> None:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, f"{ask.path} takes {method} alone", {"Allow": method})
 
 
-def asked(request: Request, slot: Slot, version: str | None, held: Held) -> Asked:
-    """The request as orders to a seat with this release.
+def asked(request: Request, slot: Slot, lane: Lane, version: str | None, held: Held) -> SeatRun:
+    """The request in a lane as an order to a seat with this release.
 
     Raises:
         InputError: it is for another version, or does not fit the release.
     """
     check_version(slot, held.ref.name, version)
     outputs = tuple(one.name for one in request.document.outputs)
-    check_request(request.document.inputs, outputs, held.metadata, held.config)
-    return tuple(request.slices.values()), outputs
+    run = SeatRun(lane=lane.number, inputs=tuple(request.slices.values()), outputs=outputs)
+    return check_request(run, held.metadata, held.config)
 
 
 def outputs_of(lane: Lane, ran: SeatRan) -> Outputs:

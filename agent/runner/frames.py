@@ -24,15 +24,14 @@ from msgspec.structs import replace
 from agent.adapters.channel import Channel
 from agent.adapters.memory_file import is_arena, size
 from agent.adapters.packets import close_all
+from agent.core import messages
 from agent.core.errors import InputError, TransferError
 from agent.core.messages import BODY_BYTES, Blame, Denied, FromRunner, Infer, Inferred, LaneOpen, Slice, ToRunner
-from agent.runner.answers import Asked
 from agent.runner.door import Door, status_of
 from agent.runner.holdings import Held
 from agent.runner.http_head import HttpError
 from agent.runner.lanes import LANES, Pair
-from agent.runner.open_inference import NAMES, InputTensor, check_request
-from agent.runner.slots import Slot
+from agent.runner.open_inference import NAMES, check_request
 
 CLIENTS = 64
 DEPTH = 4  # lanes of one client; two keep a seat busy
@@ -44,18 +43,19 @@ log = logging.getLogger("edge-runner")
 class Frames:
     """Answers our clients from the slots; counts at the door."""
 
-    def __init__(self, slots: Mapping[str, Slot], door: Door, tasks: asyncio.TaskGroup) -> None:
-        self._slots, self._door, self._tasks = slots, door, tasks
+    def __init__(self, door: Door, tasks: asyncio.TaskGroup) -> None:
+        self._door, self._tasks = door, tasks
         self._clients: set[Client] = set()
         self.is_closing = False
         self._numbers = count(LANES)  # the slots' own lanes have those below
 
     async def attend(self, sock: socket.socket) -> None:
         """Serves one client until it leaves."""
-        client = Client(Channel(sock, ToRunner), self, self._tasks)
+        channel: Channel[ToRunner] = Channel(sock, ToRunner)
+        client = Client(channel, self, self._tasks)
         try:
             self._let_in(client)
-            await client.listen()
+            await channel.each(client.take)
         except InputError as error:
             client.tell(Denied(lane=-1, blame="client", reason=str(error)))
         except Exception:
@@ -64,7 +64,7 @@ class Frames:
             lanes = await client.close()
             self._clients.discard(client)
             for lane in lanes:
-                for slot in self._slots.values():
+                for slot in self._door.slots.values():
                     slot.forget(lane)
                 lane.close()
 
@@ -95,11 +95,12 @@ class Frames:
             with self._door.lane(slot):  # its arenas lie idle: it is the place in the queue that all share
                 for one in ask.inputs:
                     check_slice(one, lane)
-                answered = await slot.infer(lane, partial(orders, ask), arrived, is_probe=False)
+                answered = await slot.infer(lane, partial(asked, ask, lane), arrived, is_probe=False)
             wants_bell = ask.bell and answered.ran.finite
-            bell = slot.bell(answered.seat, lane, orders(ask, answered.seat.held)) if wants_bell else None
+            bell = slot.bell(answered.seat, lane, asked(ask, lane, answered.seat.held)) if wants_bell else None
         except (HttpError, InputError) as error:
-            blame: Blame = "client" if self._slots else "nobody"  # of a runner that has just begun no name is wrong
+            # of a runner that has just begun no name is wrong
+            blame: Blame = "client" if self._door.slots else "nobody"
             return Denied(lane=ask.lane, blame=BLAME.get(status_of(error), blame), reason=str(error)), None
         place, ran = answered.seat.place, answered.ran
         inferred = Inferred(
@@ -125,14 +126,6 @@ class Client:
         self._lanes: dict[int, Pair] = {}
         self.inside: dict[int, asyncio.Task[None]] = {}
 
-    async def listen(self) -> None:
-        """Takes requests until the client leaves.
-
-        Raises:
-            InputError: it does not keep to the rules.
-        """
-        await self._channel.each(self._take)
-
     def tell(self, answer: FromRunner, bell: socket.socket | None = None) -> None:
         """Sends it, or ends the connection of a client that does not take it."""
         try:
@@ -151,7 +144,12 @@ class Client:
             await asyncio.wait(inside)
         return self._lanes.values()
 
-    def _take(self, message: ToRunner, descriptors: list[int]) -> None:
+    def take(self, message: ToRunner, descriptors: list[int]) -> None:
+        """One message of the client's.
+
+        Raises:
+            InputError: it does not keep to the rules.
+        """
         if isinstance(message, LaneOpen):
             self._open(message.lane, descriptors)
             return
@@ -197,8 +195,8 @@ def check_slice(one: Slice, lane: Pair) -> None:
         )
 
 
-def orders(ask: Infer, held: Held) -> Asked:
-    """The request as orders to a seat with this release.
+def asked(ask: Infer, lane: Pair, held: Held) -> messages.SeatRun:
+    """The request in a lane as an order to a seat with this release.
 
     Raises:
         InputError: it does not fit the release.
@@ -206,6 +204,5 @@ def orders(ask: Infer, held: Held) -> Asked:
     inputs = ask.inputs
     if len(inputs) == len(held.metadata.inputs) == 1 and not inputs[0].name:
         inputs = (replace(inputs[0], name=held.metadata.inputs[0].name),)
-    tensors = [InputTensor(name=one.name, shape=one.shape, datatype=NAMES[one.dtype]) for one in inputs]
-    check_request(tensors, ask.outputs, held.metadata, held.config)
-    return inputs, ask.outputs
+    run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=ask.outputs)
+    return check_request(run, held.metadata, held.config)

@@ -144,14 +144,10 @@ class Service:
                 yield kind(error_message=str(error))
 
     async def _received(self, ask: Any, lane: Lane) -> Request:
-        raw = ask.raw_input_contents
-        length, end = sum(map(len, raw)), 0
-        request = place_request(document_of(ask), 0, length)
-        body = lane.request(0, length)
-        for one in raw:
-            body[end : end + len(one)] = one
-            end += len(one)
-        return await put(request, lane, length, self._door.regions)
+        content = b"".join(ask.raw_input_contents)
+        request = place_request(document_of(ask), 0, len(content))
+        lane.request(0, len(content))[:] = content
+        return await put(request, lane, len(content), self._door.regions)
 
 
 def told(answer: Callable[[Any], Any], response: str) -> Callable[[Any], Awaitable[Any]]:
@@ -230,13 +226,13 @@ def _input(tensor: Any, raw: Iterator[bytes]) -> dict[str, Any]:
         content = next(raw, None)
         if content is not None:
             parameters["binary_data_size"] = len(content)
-    data = {"data": typed[0]} if typed else {}
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
         "datatype": tensor.datatype,
         "parameters": parameters,
-    } | data
+        "data": typed[0] if typed else None,
+    }
 
 
 def _parameters(given: Any) -> dict[str, Any]:

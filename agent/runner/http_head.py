@@ -43,22 +43,8 @@ class RequestHead:
     path: str
     length: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    is_chunked: bool = False
     keeps_alive: bool = True
     waits_for_continue: bool = False
-
-    def number(self, header: str) -> int | None:
-        """A header that holds a number of bytes, or None where it is absent.
-
-        Raises:
-            HttpError: it holds something else.
-        """
-        value = self.headers.get(header)
-        if value is None:
-            return None
-        if not (value.isascii() and value.isdigit() and len(value) < 16):  # noqa: PLR2004 - beyond any length
-            raise HttpError(HTTPStatus.BAD_REQUEST, f"header {header}: {value!r} is not a number of bytes")
-        return int(value)
 
 
 @lru_cache(HEADS)
@@ -78,14 +64,12 @@ def read_head(head: bytes) -> RequestHead:
         raise HttpError(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1: there is no request line")
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
     closes = "close" in headers.get("connection", "").lower()
-    is_chunked = "transfer-encoding" in headers
     return RequestHead(
         method=event.method.decode("ascii"),
         path=event.target.decode("latin-1").partition("?")[0],
-        length=0 if is_chunked else int(headers.get("content-length", "0")),
+        length=int(headers.get("content-length", "0")),
         headers=headers,
-        is_chunked=is_chunked,
-        keeps_alive=event.http_version == b"1.1" and not closes and not is_chunked,
+        keeps_alive=event.http_version == b"1.1" and not closes and "transfer-encoding" not in headers,
         waits_for_continue=connection.they_are_waiting_for_100_continue,
     )
 

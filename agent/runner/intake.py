@@ -29,7 +29,7 @@ def check_lengths(ask: RequestHead) -> int:
     """How many bytes of the body are JSON.
 
     Raises:
-        HttpError: the body has no length, is too long, or shorter than its JSON part.
+        HttpError: the body has no length, is too long, or shorter than its JSON part; or that has no length.
     """
     if "content-length" not in ask.headers:
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "a request to infer has a body: send a Content-Length")
@@ -37,9 +37,10 @@ def check_lengths(ask: RequestHead) -> int:
         raise HttpError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {ask.length} bytes; at most {BODY_BYTES} are taken"
         )
-    json_length = ask.number(JSON_LENGTH)
-    if json_length is None:
-        json_length = ask.length
+    said = ask.headers.get(JSON_LENGTH, str(ask.length))  # a body is JSON where nothing else is said
+    if not (said.isascii() and said.isdigit() and len(said) < 16):  # noqa: PLR2004 - beyond any length
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"header {JSON_LENGTH}: {said!r} is not a number of bytes")
+    json_length = int(said)
     if json_length > JSON_BYTES:
         reason = f"{json_length} bytes of JSON; at most {JSON_BYTES} are taken: send tensors as binary data"
         raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
@@ -93,10 +94,11 @@ async def put(request: Request, lane: Lane, end: int, regions: Regions) -> Reque
     """
     for target in request.targets.values():
         regions.check(target)
-    slices = dict(request.slices)
+    slices: dict[str, Slice] = {}
     for tensor in request.document.inputs:
         name, dtype, span = tensor.name, DATATYPES[tensor.datatype], request.spans.get(tensor.name)
-        if name in slices:
+        if name in request.slices:
+            slices[name] = request.slices[name]
             continue
         size = request.numbers[name].nbytes if span is None else span.size
         offset = end + -end % ALIGNMENT

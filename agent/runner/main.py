@@ -100,9 +100,8 @@ async def serve(options: argparse.Namespace) -> None:
 
 def cancel_the_rest() -> None:
     """Ends what would wait for ever: those that listen to agents, and the watchdog's beat."""
-    for task in asyncio.all_tasks():
-        if task is not asyncio.current_task():
-            task.cancel()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
 
 
 def sockets(options: argparse.Namespace) -> tuple[socket.socket, list[socket.socket]]:

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
@@ -52,9 +52,7 @@ class _Figures(Collector):
 
 def exposition(slots: Mapping[str, Slot], requests: int, refused: int) -> bytes:
     """All figures as text."""
-    registry = CollectorRegistry()
-    registry.register(_Figures(slots, requests, refused))
-    return generate_latest(registry)
+    return generate_latest(_Figures(slots, requests, refused))
 
 
 def _of_slots(facts: Mapping[str, SlotFacts]) -> Iterable[Metric]:
@@ -99,5 +97,5 @@ def _as_triton_tells(slots: Mapping[str, Slot]) -> Iterable[Metric]:
     pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait", labels=labels)
     for slot in slots.values():
         if slot.serving is not None:
-            pending.add_metric((slot.name, version_of(slot.serving.place.ref.name)), slot.waiting)
+            pending.add_metric((slot.name, version_of(slot.serving.place.ref.name)), len(slot.queue))
     yield from (failed, pending)

@@ -6,7 +6,6 @@ A version is the date of the release that serves. Another one is not here, thoug
 from typing import Any
 
 from agent.core.errors import InputError
-from agent.core.messages import Place
 from agent.runner.answers import Answered
 from agent.runner.http_head import unavailable
 from agent.runner.open_inference import config_document, model_document, stats_entry, version_of
@@ -26,11 +25,6 @@ def check_version(slot: Slot, name: str, version: str | None) -> None:
     serving = version_of(name)
     if version not in {None, serving}:
         raise OtherVersionError(f"{slot.name} serves version {serving}; version {version} is not here")
-
-
-def platform_of(place: Place) -> str:
-    """What a place computes with, as Triton would say it."""
-    return f"{place.candidate.backend}_onnx"
 
 
 def response_head(slot: Slot, answered: Answered) -> dict[str, Any]:
@@ -56,12 +50,13 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
         raise unavailable(f"{slot.name}: no model serves at the moment", slot.hold_s)
     name, metadata = seat.place.ref.name, seat.held.metadata
     check_version(slot, name, version)
+    platform = f"{seat.place.candidate.backend}_onnx"  # as Triton would say it
     match what:
         case "ready":
             return {"name": slot.name, "ready": True}
         case "config":
-            return config_document(slot.name, platform_of(seat.place), metadata)
-    return model_document(slot.name, version_of(name), platform_of(seat.place), metadata)
+            return config_document(slot.name, platform, metadata)
+    return model_document(slot.name, version_of(name), platform, metadata)
 
 
 def stats_of(slot: Slot, version: str | None) -> list[Any]:

@@ -11,7 +11,7 @@ statistics, model_configuration and model_repository.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -21,7 +21,7 @@ from msgspec import Meta, field
 from numpy.typing import NDArray
 
 from agent.core.errors import InputError
-from agent.core.messages import Slice
+from agent.core.messages import SeatRun, Slice
 from agent.core.release import Config, Dtype, Metadata, Tensor
 from agent.runner.frame import frame_shape
 from agent.runner.queue import PRIORITY, Terms
@@ -112,14 +112,12 @@ def place_request(document: InferDocument, start: int, length: int) -> Request:
         if (span := _span(f"input {tensor.name}", tensor.parameters)) is not None:
             _check_length(tensor, dtype, span.size)
             spans[tensor.name] = span
-            continue
-        if tensor.data is not None:
+        elif tensor.data is not None:
             numbers[tensor.name] = _numbers(tensor, dtype)
-            continue
-        size = _binary_length(tensor, dtype)
-        place = start + end
-        slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=place, size=size)
-        end += size
+        else:
+            size, place = _binary_length(tensor, dtype), start + end
+            slices[tensor.name] = Slice(name=tensor.name, shape=tensor.shape, dtype=dtype.name, offset=place, size=size)
+            end += size
     if end != length:
         raise InputError(f"the request's inputs take {end} bytes; {length} came")
     named = {one.name: _span(f"output {one.name}", one.parameters) for one in document.outputs}
@@ -213,34 +211,35 @@ def _numbers(tensor: InputTensor, dtype: "np.dtype[Any]") -> NDArray[Any]:
         return given.reshape(tensor.shape).astype(dtype)
 
 
-def check_request(inputs: Sequence[InputTensor], outputs: Collection[str], metadata: Metadata, config: Config) -> None:
-    """Return when a request with these inputs, for these outputs, fits the model.
+def check_request(run: SeatRun, metadata: Metadata, config: Config) -> SeatRun:
+    """The request, when it fits the model.
 
     Raises:
         InputError: says what the model takes.
     """
     declared = {tensor.name: tensor for tensor in metadata.inputs}
-    given = {tensor.name for tensor in inputs}
+    given = {tensor.name for tensor in run.inputs}
     if given != declared.keys():
         came = "one array without a name" if given == {""} else sorted(given)
         raise InputError(f"the model's inputs are {sorted(declared)}; the request has {came}")
-    for tensor in inputs:
+    for tensor in run.inputs:
         _check_tensor(tensor, declared[tensor.name], config)
     known = {tensor.name for tensor in metadata.outputs}
-    if unknown := sorted(set(outputs) - known):
+    if unknown := sorted(set(run.outputs) - known):
         raise InputError(f"the model's outputs are {sorted(known)}; the request asks for {unknown}")
+    return run
 
 
-def _check_tensor(given: InputTensor, declared: Tensor, config: Config) -> None:
-    if DATATYPES[given.datatype] == declared.dtype and _fits(given.shape, declared.shape):
+def _check_tensor(given: Slice, declared: Tensor, config: Config) -> None:
+    if given.dtype == declared.dtype and _fits(given.shape, declared.shape):
         return
     frame = frame_shape(declared, config)
-    if frame is not None and given.datatype == "UINT8" and _fits(given.shape, frame):
+    if frame is not None and given.dtype == "uint8" and _fits(given.shape, frame):
         return
     also = f", or frames as UINT8 {list(frame)}" if frame is not None else ""
     raise InputError(
         f"input {given.name}: the model takes {NAMES[declared.dtype]} {list(declared.shape)}{also}; "
-        f"the request has {given.datatype} {list(given.shape)}"
+        f"the request has {NAMES[given.dtype]} {list(given.shape)}"
     )
 
 

@@ -42,7 +42,7 @@ class Runner:
     def __init__(self, tasks: asyncio.TaskGroup, stop: Callable[[], None]) -> None:
         self.slots: dict[str, Slot] = {}
         self.door = Door(self.slots, tasks)
-        self.frames = Frames(self.slots, self.door, tasks)
+        self.frames = Frames(self.door, tasks)
         self._tasks, self._stop = tasks, stop
         self._holdings, self._server = Holdings(), ForkServer()
         self._incidents = count(1)

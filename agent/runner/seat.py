@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from agent import VERSION
@@ -35,14 +34,14 @@ from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
 from agent.backends import check_model, open_session, probe
-from agent.backends.golden import compare, load_golden
+from agent.backends.golden import compare, is_finite, load_golden
 from agent.backends.hardware import gpu_memory_mb, peak_memory_mb
 from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
 from agent.core import messages
 from agent.core.candidate import Backend, Failure
 from agent.core.documents import from_json, from_yaml, to_json
-from agent.core.errors import BackendError, EdgeError, Kind
+from agent.core.errors import BackendError, InputError, Kind
 from agent.core.messages import CONFIG, GOLDEN, METADATA, FromSeat, Slice, ToSeat, weights_in
 from agent.core.release import Config, Metadata
 from agent.runner import walls
@@ -91,15 +90,14 @@ class Model(Loaded):
     def _input(self, slice_: Slice, tensor: NDArray[Any]) -> NDArray[Any]:
         """The input where it lies; a copy only of frames, and where the client left it unaligned."""
         declared = next(one for one in self.metadata.inputs if one.name == slice_.name)
-        is_frame = slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None
-        if is_frame:
+        if slice_.dtype == "uint8" and frame_shape(declared, self.config) is not None:
             return normalise(tensor, declared, self.config)
         return tensor if tensor.flags.aligned else tensor.copy()
 
 
 def all_finite(arrays: Arrays) -> bool:
     """Whether there is no NaN and no Inf in any of them."""
-    return all(one.dtype.kind != "f" or bool(np.isfinite(one).all()) for one in arrays.values())
+    return all(map(is_finite, arrays.values()))
 
 
 def load(ask: messages.SeatLoad, descriptors: Sequence[int], engine: bytes = b"") -> Model:
@@ -228,10 +226,8 @@ class Seat:
     def _answer(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         try:
             return self._act(message, descriptors)
-        except BackendError as error:
+        except (BackendError, InputError) as error:
             kind, reason = error.kind, str(error)
-        except EdgeError as error:
-            kind, reason = Kind.STRUCTURE, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise anything
             kind, reason = Kind.BACKEND, f"{type(error).__name__}: {error}"
         return messages.Refused(failure=Failure(kind=kind, reason=reason[:REASON_CHARACTERS]))

@@ -30,7 +30,7 @@ from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, Slice, ToSeat
+from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, SeatRun, ToSeat
 from agent.runner.bells import Bells
 from agent.runner.holdings import Held
 from agent.runner.lanes import Pair
@@ -53,12 +53,11 @@ class Priority(Enum):
     NORMAL = (os.SCHED_OTHER, 0, 0)
 
 
-class SeatEndedError(Exception):
+class SeatEndedError(BackendError):
     """The seat ended before it answered."""
 
     def __init__(self, failure: Failure, *, was_inside: bool) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
+        super().__init__(failure.reason, failure.kind)
         self.was_inside = was_inside  # the seat was at this very order, not at one before it
 
 
@@ -83,15 +82,13 @@ class Seat:
         self.load_deadline_s = 0.0
         self._lost, self._gently = lost, gently
         self._process: Adopted | None = None
-        self._channel: Channel[FromSeat] | None = None
+        self._channel: Channel[FromSeat]  # from when there is a process
         self._waiting: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lanes: dict[int, Pair] = {}
         self.bells = Bells()
         self._verdict: Failure | None = None
         self._told_to_end = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.ended = asyncio.Event()
         self.ready: Loaded | None = None
         self.settled = asyncio.Event()  # loading is over, well or not
@@ -109,13 +106,14 @@ class Seat:
         """
         try:
             set_priority(server.pid, Priority.IDLE if self._gently else Priority.NORMAL)  # the fork inherits it
-            self._process, sock = await server.fork()
-            self._channel = Channel(sock, FromSeat)
-            self.rank(Priority.IDLE)
+            process, sock = await server.fork()
+            self._channel, self._process = Channel(sock, FromSeat), process
+            set_priority(self.pid, Priority.IDLE)
         except OSError as error:
             self._told_to_end = True
-            self._end(Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})"))
-            raise BackendError(f"{self.place}: no process for it ({error.strerror})", Kind.MEMORY) from error
+            failure = Failure(kind=Kind.MEMORY, reason=f"{self.place}: no process for it ({error.strerror})")
+            self._end(failure)
+            raise SeatEndedError(failure, was_inside=False) from error
 
     async def load(self, deadline_s: float) -> Loaded:
         """What the seat says of its model.
@@ -127,7 +125,7 @@ class Seat:
         giving_way = asyncio.create_task(self._give_way())
         try:
             ready = await self._ask_to_load(deadline_s)
-            self.rank(Priority.LOW)
+            set_priority(self.pid, Priority.LOW)
             if not isinstance(ready, Loaded):  # a corrupt process may say anything
                 raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
@@ -145,7 +143,7 @@ class Seat:
                 await asyncio.sleep(RESTS * WORK_S)
                 self._signal(signal.SIGCONT)
             await asyncio.sleep(until - time.monotonic())
-            self.rank(Priority.LOW)
+            set_priority(self.pid, Priority.LOW)
         finally:
             self._signal(signal.SIGCONT)
 
@@ -164,15 +162,12 @@ class Seat:
         Raises:
             BackendError: it answers that it failed, ends, or misses the deadline.
         """
-        try:
-            answer = await self._send(message, deadline_s, descriptors)
-        except SeatEndedError as error:
-            raise BackendError(error.failure.reason, error.failure.kind) from error
+        answer = await self._send(message, deadline_s, descriptors)
         if isinstance(answer, Refused):
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
 
-    async def run(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...], deadline_s: float) -> FromSeat:
+    async def run(self, lane: Pair, run: SeatRun, deadline_s: float) -> FromSeat:
         """The answer to the request in a lane.
 
         Raises:
@@ -181,13 +176,12 @@ class Seat:
         if self._lanes.get(lane.number) is not lane:
             self._tell(messages.LaneOpen(lane=lane.number), lane.descriptors)
             self._lanes[lane.number] = lane
-        return await self._send(messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs), deadline_s)
+        return await self._send(run, deadline_s)
 
-    def bell(self, lane: Pair, inputs: tuple[Slice, ...], outputs: tuple[str, ...]) -> socket.socket | None:
+    def bell(self, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request in a lane that this seat has answered; None where there is none."""
         if self._lanes.get(lane.number) is not lane or (ends := self.bells.hang(lane.number)) is None:
             return None
-        run = messages.SeatRun(lane=lane.number, inputs=inputs, outputs=outputs)
         self._tell(messages.SeatBell(run=run), (ends[0].fileno(),))
         return ends[1]
 
@@ -199,8 +193,6 @@ class Seat:
 
     async def listen(self) -> None:
         """Takes answers until the seat ends."""
-        assert self._channel is not None
-        assert self._process is not None
         try:
             await self._channel.each(self._take)
         except (InputError, IndexError) as error:  # a corrupt process may say anything
@@ -213,15 +205,15 @@ class Seat:
 
     async def leave(self) -> None:
         """Lets the seat finish what it has, and ends it."""
-        self.state = "draining"
         self._told_to_end = True
-        await self._idle.wait()
+        while self._waiting:
+            await asyncio.wait([waiting.answer for waiting in self._waiting])
         await self.end()
 
     async def end(self) -> None:
         """Ends the seat now; what it has not answered fails."""
         self._told_to_end = True
-        if self._channel is None:
+        if self._process is None:
             return
         if self._waiting:
             self._kill()
@@ -248,10 +240,6 @@ class Seat:
                 async with asyncio.timeout(pause_s):
                     await self.ended.wait()
 
-    def rank(self, priority: Priority) -> None:
-        """Says how the child stands against other processes from now on."""
-        set_priority(self.pid, priority)
-
     def facts(self, state: str) -> SeatFacts:
         """What the agent is told of it."""
         return SeatFacts(place=self.place, state=state, pid=self.pid, rss_mb=self._memory_mb()[0])
@@ -271,7 +259,6 @@ class Seat:
         self._tell(message, descriptors)
         waiting = Waiting(asyncio.get_running_loop().create_future(), deadline_s)
         self._waiting.append(waiting)
-        self._idle.clear()
         if len(self._waiting) == 1:
             self._watch()
         try:
@@ -284,7 +271,6 @@ class Seat:
             raise
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
-        assert self._channel is not None
         try:
             self._channel.send(message, descriptors)
         except TransferError:
@@ -304,11 +290,9 @@ class Seat:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._waiting:
-            self._idle.set()
-            return
-        first = self._waiting[0]
-        self._timer = asyncio.get_running_loop().call_later(first.deadline_s, self._hang, first.deadline_s)
+        if self._waiting:
+            deadline_s = self._waiting[0].deadline_s
+            self._timer = asyncio.get_running_loop().call_later(deadline_s, self._hang, deadline_s)
 
     def _hang(self, deadline_s: float) -> None:
         self._verdict = Failure(kind=Kind.BACKEND, reason=f"{self.place}: no answer within {deadline_s:g} s: killed")
@@ -318,8 +302,7 @@ class Seat:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
+        if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 

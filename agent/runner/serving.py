@@ -22,14 +22,14 @@ from contextlib import suppress
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import Incident, Place, Promote, SeatRan
+from agent.core.messages import Incident, Place, Promote, SeatRan, SeatRun
 from agent.core.soak import judge_pace
-from agent.runner.answers import Answered, Asked, answer_anyway, fault_of, run_deadline_s
+from agent.runner.answers import Answered, answer_anyway, fault_of, run_deadline_s
 from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lanes, Pair
 from agent.runner.queue import DEPTH, WHENEVER, LateError, Queue, Terms
-from agent.runner.seats import Priority, Seat, SeatEndedError
+from agent.runner.seats import Priority, Seat, SeatEndedError, set_priority
 from agent.runner.tally import Statistics, Tally
 
 FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
@@ -57,15 +57,10 @@ class Serving:
         self._tasks, self._changed, self._count = tasks, changed, count
         self._since = 0.0
         self._dark_since = 0.0
-        self._queue = Queue()
+        self.queue = Queue()  # of the requests that no seat has yet
         self._faults = 0
         self._hopeless_at = math.inf  # monotonic; from then on, until the agent loads something, no request waits
         self._incidents: deque[Incident] = deque(maxlen=INCIDENTS)
-
-    @property
-    def waiting(self) -> int:
-        """How many requests no seat has yet."""
-        return len(self._queue)
 
     @property
     def hold_s(self) -> float:
@@ -73,7 +68,7 @@ class Serving:
         return self.order.hold_s if self.order is not None else 0.0
 
     async def infer(
-        self, lane: Pair, asked: Callable[[Held], Asked], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
+        self, lane: Pair, asked: Callable[[Held], SeatRun], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
     ) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
@@ -103,16 +98,16 @@ class Serving:
                 return answered
             finally:
                 seat.inside -= 1
-                self._queue.call()
+                self.queue.call()
 
-    def bell(self, seat: Seat, lane: Pair, asked: Asked) -> socket.socket | None:
+    def bell(self, seat: Seat, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request that `seat` has just answered; None where it may have none."""
         if seat is not self.serving:
             return None
         if not seat.bells.are_counted:
             seat.bells.are_counted = True
             self._tasks.create_task(self._count_at_times(seat), name=f"count {seat.place}")
-        return seat.bell(lane, *asked)
+        return seat.bell(lane, run)
 
     async def _count_at_times(self, seat: Seat) -> None:
         while seat.bells:
@@ -133,7 +128,7 @@ class Serving:
                 self._count_one(tally, seat, (began, began, began + busy_s), ran)
 
     async def _lease(self, terms: Terms, arrived: float) -> Seat:
-        with self._queue.turn(terms.priority) as turn:
+        with self.queue.turn(terms.priority) as turn:
             while True:
                 now, until = time.monotonic(), terms.deadline
                 if now >= until:
@@ -142,7 +137,7 @@ class Serving:
                     raise LateError(f"{self.name}: the request's timeout passed while it waited with others")
                 if self.serving is None:
                     until = min(until, self._patience(now, arrived))
-                elif self.serving.inside < DEPTH and self._queue.is_next(turn):
+                elif self.serving.inside < DEPTH and self.queue.is_next(turn):
                     return self.serving
                 turn.called.clear()
                 with suppress(TimeoutError):
@@ -158,24 +153,23 @@ class Serving:
             raise TransferError(f"{self.name}: no model serves at the moment; try again")
         return min(until, self._hopeless_at)
 
-    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], Asked]) -> Answered:
+    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun]) -> Answered:
         """The seat's answer; or, where that is bad, the fall-back's."""
-        answer = await seat.run(lane, *asked(seat.held), run_deadline_s(seat.held.config))
+        answer = await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
-        if failure is None:
-            self._faults = 0 if seat is self.serving else self._faults
+        if failure is None and seat is self.serving:
+            self._faults = 0
+        if failure is None or failure.kind is Kind.STRUCTURE:
             return answer_anyway(seat, answer)
         spare = self.fallback if seat is self.serving else None
-        if failure.kind is Kind.STRUCTURE:
-            return answer_anyway(seat, answer)
         if spare is None:
             self._fault(seat, failure)
             return answer_anyway(seat, answer)
         try:
-            orders = asked(spare.held)
+            run = asked(spare.held)
         except InputError:  # it takes other requests than its successor
             return answer_anyway(seat, answer)
-        other = await spare.run(lane, *orders, run_deadline_s(spare.held.config))
+        other = await spare.run(lane, run, run_deadline_s(spare.held.config))
         if fault_of(spare, other) is None and seat is self.serving:
             self.tally.errors += failure.kind is Kind.BACKEND
             self.tally.not_finite += failure.kind is Kind.PARITY
@@ -225,8 +219,8 @@ class Serving:
         self.serving = seat
         self.statistics.setdefault(seat.place.ref.name, Statistics())
         seat.has_served = True
-        self._queue.call_all()
-        seat.rank(Priority.NORMAL)
+        self.queue.call_all()
+        set_priority(seat.pid, Priority.NORMAL)
 
     def _step_down(self, seat: Seat) -> None:
         if self.fallback is seat:
@@ -234,7 +228,7 @@ class Serving:
         if self.serving is seat:
             self.serving, self._dark_since = None, time.monotonic()
             seat.bells.drop_all()
-            self._queue.call_all()
+            self.queue.call_all()
 
     def _note(self, place: Place, failure: Failure, action: str) -> None:
         incident = Incident(number=next(self._count), at=time.monotonic(), place=place, failure=failure, action=action)

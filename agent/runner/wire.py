@@ -34,7 +34,7 @@ class Wire(asyncio.BufferedProtocol):
         self._filled = 0
         self._target: memoryview | None = None
         self._received = 0
-        self._news: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self._transport: asyncio.Transport
@@ -159,19 +159,19 @@ class Wire(asyncio.BufferedProtocol):
             if self._received < len(self._target):
                 return
             self._target = None
-        self._wake()
+        self._news.set()
 
     def eof_received(self) -> bool:
         """Called by the event loop. True: the answer to what was asked is still sent."""
         self.is_over = True
-        self._wake()
+        self._news.set()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - lost is lost
         """Called by the event loop."""
         self.is_over = True
         self._writable.set()
-        self._wake()
+        self._news.set()
         self._closed(self)
 
     def pause_writing(self) -> None:
@@ -190,12 +190,8 @@ class Wire(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     async def _more(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
-
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        self._news.clear()
+        await self._news.wait()
 
 
 def late(what: str, seconds: float) -> HttpError:

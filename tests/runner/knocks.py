@@ -41,21 +41,18 @@ class Seat:
 
     def __init__(self, one) -> None:
         self.place, self.inside, self.state, self.ready, self.has_served = one.place, 0, "proven", True, False
-        self.bells = Bells()
+        self.pid, self.bells = 0, Bells()
         self.held = Held(
             ref=one.ref, parts=one.announced, descriptors=(),
             metadata=from_json(Metadata, one.parts["metadata.json"], "metadata"),
             config=from_yaml(Config, one.parts["config.yaml"], "config"),
         )  # fmt: skip
 
-    def rank(self, priority) -> None:
-        """It has none."""
-
-    async def run(self, lane, inputs, outputs, _deadline_s) -> SeatRan:
-        (tensor,) = inputs
+    async def run(self, lane, run, _deadline_s) -> SeatRan:
+        (tensor,) = run.inputs
         assert tensor.size == math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         assert len(lane.request(tensor.offset, tensor.size)) == tensor.size
-        assert set(outputs) <= {"y"}
+        assert set(run.outputs) <= {"y"}
         answer = Slice(name="y", shape=SHAPE, dtype="float32", offset=0, size=FRAME)
         lane.answer(0, FRAME)[:] = bytes(FRAME)
         return SeatRan(outputs=(answer,), busy_s=0.0, finite=True)
@@ -118,7 +115,7 @@ class Knocks:
         one = release(1)
         (folder / FRAMES).write_bytes(bytes(2 * FRAME))
         self._folder = folder
-        self._slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
+        self._slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
         self._slot.order = Promote(slot="a", place=one.place, hold_s=1.0)
         self._slot._serve(Seat(one))
         self._door = Door({"a": self._slot}, tasks)
@@ -150,7 +147,7 @@ class Knocks:
             self.statuses[status] = self.statuses.get(status, 0) + 1
         lanes = self._slot.lanes
         assert len(lanes._free) == LANES
-        assert (self._slot.waiting, self._slot.serving.inside) == (0, 0)
+        assert (len(self._slot.queue), self._slot.serving.inside) == (0, 0)
         assert not self._door._wires
 
     def close(self) -> None:

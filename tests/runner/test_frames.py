@@ -23,7 +23,7 @@ from agent.core.errors import InputError
 from agent.core.messages import Denied, FromRunner, Infer, Inferred, LaneOpen, SeatRun, Slice
 from agent.core.release import Config, Metadata
 from agent.runner import seat as seat_module
-from agent.runner.open_inference import InputTensor, check_request
+from agent.runner.open_inference import check_request
 from tests.fakes.descriptors import held
 from tests.runner.conftest import SHAPE, eventually, release
 
@@ -124,9 +124,10 @@ def test_one_array_for_a_model_of_two_inputs_is_told_their_names():
     parts = release(1).parts
     metadata = from_json(Metadata, parts[messages.METADATA], "metadata")
     metadata = replace(metadata, inputs=(*metadata.inputs, replace(metadata.inputs[0], name="mask")))
-    asked = InputTensor(name="", shape=SHAPE, datatype="FP32")
+    nameless = messages.Slice(name="", shape=SHAPE, dtype="float32", offset=0, size=SIZE)
+    run = messages.SeatRun(lane=0, inputs=(nameless,))
     with pytest.raises(InputError, match=r"inputs are \['mask', 'x'\]; the request has one array without a name"):
-        check_request([asked], (), metadata, from_yaml(Config, parts[messages.CONFIG], "config"))
+        check_request(run, metadata, from_yaml(Config, parts[messages.CONFIG], "config"))
 
 
 def unsealed(_):

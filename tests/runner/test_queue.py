@@ -14,7 +14,7 @@ import pytest
 
 from agent.adapters.fork_server import ForkServer
 from agent.core.errors import TransferError
-from agent.core.messages import Look, Promote, SeatRan, Slice
+from agent.core.messages import Look, Promote, SeatRan, SeatRun, Slice
 from agent.runner import door, lanes
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import Lanes
@@ -33,8 +33,8 @@ class Seat(QuickSeat):
         self.got: list[float] = []
         self._may = asyncio.Semaphore(0)
 
-    async def run(self, lane, inputs, outputs, deadline_s):
-        (tensor,) = inputs
+    async def run(self, lane, run, deadline_s):
+        (tensor,) = run.inputs
         frame = bytes(lane.request(tensor.offset, tensor.size))
         self.got.append(float(np.frombuffer(frame, np.float32)[0]))
         await self._may.acquire()
@@ -51,7 +51,7 @@ class Seat(QuickSeat):
 async def asked(tmp_path):
     """A door with one slot, whose seat is the test's; asks it, and returns the answer to come."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), ForkServer(), tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=release(1).place, hold_s=5.0)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")
@@ -135,7 +135,8 @@ async def test_a_long_wait_for_a_busy_seat_uses_no_hold_up(asked):
     frame = Slice(name="x", shape=SHAPE, dtype="float32", offset=0, size=768)
     came = time.monotonic() - 100 * asked.slot.hold_s
     lane = asked.slot.lanes.take()
-    answer = asyncio.create_task(asked.slot.infer(lane, lambda _: ((frame,), ()), came, is_probe=False))
+    run = SeatRun(lane=lane.number, inputs=(frame,))
+    answer = asyncio.create_task(asked.slot.infer(lane, lambda _: run, came, is_probe=False))
     for _ in range(10):
         await asyncio.sleep(0)
     fresh.answer(1)
