@@ -18,7 +18,7 @@ from msgspec import field
 from agent.core.candidate import Candidate, Evidence, Failure, Found, candidates_for, evidence_key
 from agent.core.documents import Document
 from agent.core.messages import Beside, Place, SlotFacts
-from agent.core.plan import Copy, Desired, Observed, Swap
+from agent.core.plan import Desired, Observed, Swap
 from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord
 
@@ -78,9 +78,9 @@ class Device:
         """The evidence key of a candidate here and now."""
         return evidence_key(self.found, candidate, self.power_mode)
 
-    def candidates(self, config: Config) -> tuple[Candidate, ...]:
-        """The candidates of a release here."""
-        return candidates_for(config, self.found, self.cores)
+    def candidates(self, config: Config | None) -> tuple[Candidate, ...]:
+        """The candidates of a release here; none while its config is not known."""
+        return candidates_for(config, self.found, self.cores) if config is not None else ()
 
     @property
     def state(self) -> str:
@@ -104,10 +104,9 @@ def observe(
     not_before: Mapping[Ref, float],
 ) -> Observed:
     """The planner's view of one slot."""
-    known = {release.ref: release for release in releases}
     valid = [one for one in trials if one.key == device.key(one.place.candidate) or one.place == facts.serving]
     return Observed(
-        copies={ref: copy_of(release, device) for ref, release in known.items() if concerns(record, release)},
+        copies={one.ref: device.candidates(one.config) for one in releases if concerns(record, one)},
         seats={seat.place: seat.state in PROVEN for seat in facts.seats if seat.state in LOADED},
         serving=facts.serving,
         serving_since=facts.serving_since,
@@ -130,12 +129,6 @@ def concerns(record: SlotRecord, release: ReleaseRecord) -> bool:
         return release.metadata.task == record.slot
     named = {record.deployed, record.override, *(place.ref for place in record.good)}
     return release.ref in named or str(release.listing.get("task", "")) == record.slot
-
-
-def copy_of(release: ReleaseRecord, device: Device) -> Copy:
-    """The planner's view of one release's files."""
-    candidates = device.candidates(release.config) if release.config is not None else ()
-    return Copy(stored=release.stored, verified=release.verified, candidates=candidates)
 
 
 def desired_of(record: SlotRecord, swap: Swap) -> Desired:
