@@ -121,10 +121,10 @@ class Wait:
     until: float
 
 
-Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject | Wait
+Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject
 
 
-def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # noqa: PLR0911  a ladder has rungs
+def next_step(desired: Desired, seen: Observed, now: float) -> Step | Wait | None:  # noqa: PLR0911  a ladder has rungs
     """The one step to take now, or None when the slot is as it should be."""
     hopeless = next((ref for ref in sorted(seen.copies) if is_hopeless(ref, desired, seen)), None)
     if hopeless is not None:
@@ -151,7 +151,7 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # n
     return settle(desired, seen, place, now)
 
 
-def settle(desired: Desired, seen: Observed, place: Place, now: float) -> Step | None:
+def settle(desired: Desired, seen: Observed, place: Place, now: float) -> Step | Wait | None:
     """What is left to do once the right seat serves."""
     spare = next((Unload(seat) for seat in sorted(seen.seats) if seat not in {place, warm(seen)}), None)
     if spare is not None:

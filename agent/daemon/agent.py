@@ -107,7 +107,7 @@ class Agent:
         self.link = self._make_link()
         self.reporter = Reporter(
             settings, self.boot, self.ledger, self.outbox, self.news, self.intake, self.runner, self.reconcilers,
-            self.link, self.changed, self.pulse,
+            self.link, self.copies.progress, self.changed, self.pulse,
         )  # fmt: skip
         self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.imports = Imports(

@@ -28,7 +28,6 @@ from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.core.soak import has_evidence, judge_soak, slowed
 from agent.daemon.board import Board
-from agent.daemon.copies import Progress
 from agent.daemon.news import News
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.steps import Later, Never, Outcome, Steps, Success
@@ -101,11 +100,6 @@ class Reconciler:
                 await self._rest(step, record, seen)
             else:
                 await self._take(step, device)
-
-    @property
-    def progress(self) -> Progress | None:
-        """Of a fetch that runs now."""
-        return self.steps.copies.progress.get(self.slot)
 
     def tries(self, ref: Ref) -> int:
         """How often a release could not be had or handled, since it last could."""
@@ -340,7 +334,6 @@ EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "veri
 
 def ref_of(step: plan.Step) -> Ref:
     """The release a step is about."""
-    assert not isinstance(step, plan.Wait)
     return step.release if isinstance(step, plan.OfRelease) else step.place.ref
 
 

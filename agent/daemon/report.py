@@ -58,6 +58,7 @@ class Reporter:
     runner: RunnerLink
     reconcilers: Mapping[str, Reconciler]
     link: Link | None
+    progress: Mapping[str, Progress]  # of the fetches that run now, by slot
     changed: Board[int]
     pulse: Pulse
 
@@ -204,7 +205,7 @@ class Reporter:
         held = facts.slot(record.slot) if facts is not None else SlotFacts()
         reconciler = self.reconcilers.get(record.slot)
         view = reconciler.view if reconciler is not None else SlotView(step="")
-        progress = (reconciler.progress if reconciler is not None else None) or Progress()
+        progress = self.progress.get(record.slot, Progress())
         place = held.serving
         refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
         refs |= {good.ref for good in record.good}

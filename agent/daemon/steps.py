@@ -99,8 +99,6 @@ class Steps:
                 return asyncio.to_thread(self.copies.delete, release)
             case plan.Reject(release):
                 return asyncio.to_thread(self._reject, release, device)
-            case plan.Wait():
-                raise AssertionError("waiting is not done here")
 
     async def _verify(self, slot: str, ref: Ref, device: Device) -> None:
         config = await asyncio.to_thread(self.copies.verify, slot, ref)
