@@ -102,7 +102,7 @@ class Agent:
         self.steps = Steps(
             self.copies, engines, self.ledger, self.runner, lambda slot: settings.slot(slot).hold_s, self.intake.moving
         )
-        self.changed: Board[int] = Board(0)
+        self.changed: Board[None] = Board(None)  # it turns when something that is shown has changed
         self.reconcilers: dict[str, Reconciler] = {}
         self.link = self._make_link()
         self.reporter = Reporter(
@@ -178,10 +178,6 @@ class Agent:
         room = host.readings(self.settings.state).memory_available_mb
         return plan.Swap.AVAILABILITY if room > TWICE * need else plan.Swap.RESOURCE
 
-    def note(self) -> None:
-        """Something that is shown has changed."""
-        self.changed.post(self.changed.value + 1)
-
     def _begin(self) -> None:
         self._swaps: dict[str, tuple[object, plan.Swap]] = {}
         self._power_mode = host.readings(self.settings.state).power_mode
@@ -212,7 +208,7 @@ class Agent:
                     await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
             else:
                 failures = 0
-            self.note()
+            self.changed.post(None)
             poll_s = self.settings.store.poll_s
             spread = poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
             with contextlib.suppress(TimeoutError):
@@ -227,11 +223,11 @@ class Agent:
                 if slot not in self.reconcilers:
                     reconciler = Reconciler(
                         slot, self.intake.desired, self.swap, self.ledger, self.steps, self.runner, self.news,
-                        self.device, self.note,
+                        self.device, self.changed,
                     )  # fmt: skip
                     self.reconcilers[slot] = reconciler
                     self._slot_tasks[slot] = tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}")
-            self.note()
+            self.changed.post(None)
 
     async def _beat(self) -> None:
         """Tell systemd that we are up, and that the loop turns."""

@@ -37,7 +37,7 @@ class Imports:
     ledger: Ledger
     news: News
     reconcilers: Mapping[str, Reconciler]
-    changed: Board[int]
+    changed: Board[None]
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tried: set[tuple[Path, int]] = field(default_factory=set)
 

@@ -43,7 +43,7 @@ class Jobs:
     bench: Bench
     reconcilers: Mapping[str, Reconciler]
     report: Callable[[], Awaitable[None]]
-    changed: Board[int]
+    changed: Board[None]
 
     async def run(self) -> None:
         """Work until cancelled; what waits in the queue is asked for again by whoever wants it."""

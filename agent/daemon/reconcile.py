@@ -66,7 +66,7 @@ class Reconciler:
     runner: RunnerLink
     news: News
     device: Callable[[], Device | None]
-    changed: Callable[[], None]
+    changed: Board[None]
 
     def __post_init__(self) -> None:
         self.view = SlotView()
@@ -302,7 +302,7 @@ class Reconciler:
         view = self.view
         if (view.step, view.working_on, view.reason) != (step, working_on, reason):
             view.step, view.working_on, view.reason, view.since = step, working_on, reason, time.time()
-            self.changed()
+            self.changed.post(None)
 
     def _tell(self, step: plan.Step, name: str, outcome: Outcome) -> None:
         place = getattr(step, "place", None)
@@ -318,7 +318,7 @@ class Reconciler:
             case Never(failure):
                 self._show(name, subject_of(step), failure.reason)
                 self.news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
-        self.changed()
+        self.changed.post(None)
 
     def _tell_of(self, kind: str, place: Place, **said: str) -> None:
         self.news.tell(kind, slot=self.slot, release=place.ref.name, candidate=str(place.candidate), **said)

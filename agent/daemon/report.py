@@ -59,7 +59,7 @@ class Reporter:
     reconcilers: Mapping[str, Reconciler]
     link: Link | None
     progress: Mapping[str, Progress]  # of the fetches that run now, by slot
-    changed: Board[int]
+    changed: Board[None]
     pulse: Pulse
 
     def __post_init__(self) -> None:
