@@ -309,7 +309,6 @@ class Reconciler:
         said = {"slot": self.slot, "release": ref_of(step).name, "candidate": str(place.candidate) if place else ""}
         match outcome:
             case Success(reason):
-                reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else reason
                 self.news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)
@@ -322,10 +321,6 @@ class Reconciler:
 
     def _tell_of(self, kind: str, place: Place, **said: str) -> None:
         self.news.tell(kind, slot=self.slot, release=place.ref.name, candidate=str(place.candidate), **said)
-
-    def _why_rejected(self, ref: Ref) -> str:
-        rejection = self.ledger.get("rejection", ref.digest, Rejection)
-        return rejection.failure.reason if rejection is not None else ""
 
 
 EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "verify": "verified", "trial": "passed",

@@ -168,16 +168,17 @@ class Steps:
             trial = replace(trial, scaled_fps=trial.beside.ratio * served.speed)
         self.ledger.put("trial", trial_key(trial.place), trial)
 
-    def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
+    def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> Rejection:
         """A release that is not tried again while this holds. What was withdrawn meanwhile stays so."""
         known = self.ledger.get("rejection", ref.digest, Rejection)
         if known is not None and known.failure.kind is Kind.WITHDRAWN:
-            return
+            return known
         key = "" if failure.kind.is_final else device.state
         rejection = Rejection(ref=ref, failure=failure, key=key, at=datetime.now(UTC))
         self.ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
+        return rejection
 
-    def _reject(self, ref: Ref, device: Device) -> None:
+    def _reject(self, ref: Ref, device: Device) -> str:
         """No candidate is left: the reasons are theirs; it is final only when all of them are."""
         trials = self.ledger.all("trial", TrialRecord).values()
         failures = [(one.place.candidate, one.failure) for one in trials if one.place.ref == ref and one.failure]
@@ -185,7 +186,8 @@ class Steps:
         passing = next((kind for kind in kinds if not kind.is_final), None)
         kind = passing or (kinds[0] if kinds else Kind.BACKEND)
         reason = "; ".join(f"{candidate}: {failure.reason}" for candidate, failure in failures)
-        self.record_rejection(ref, Failure(kind=kind, reason=reason or "no backend of this device can run it"), device)
+        failure = Failure(kind=kind, reason=reason or "no backend of this device can run it")
+        return self.record_rejection(ref, failure, device).failure.reason
 
     def _is_last_good(self, slot: str, ref: Ref) -> bool:
         record = self.ledger.get("slot", slot, SlotRecord)
