@@ -219,13 +219,11 @@ class Opener:
 
     def _blocks(self, part: SealedPart) -> Iterator[memoryview]:
         for start in range(0, part.size, BLOCK_BYTES):
-            yield ungrouped(self._exactly(min(BLOCK_BYTES, part.size - start), part.name), part.group)
-
-    def _exactly(self, length: int, part: str) -> bytes:
-        block = self._read(length)
-        if len(block) != length:
-            raise TrustError(f"{self._path}: {part} ends early; publish it anew")
-        return block
+            length = min(BLOCK_BYTES, part.size - start)
+            block = self._read(length)
+            if len(block) != length:
+                raise TrustError(f"{self._path}: {part.name} ends early; publish it anew")
+            yield ungrouped(block, part.group)
 
     def _read(self, length: int) -> bytes:
         try:
