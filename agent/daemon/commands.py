@@ -95,7 +95,7 @@ class Commands:
             return refusal(name, "no keys or no policy is known yet: the next contact to the store brings them")
         floors = self.ledger.all("counter", int)
         device, group, policy = self.intake.device, self.intake.group, self.intake.policy
-        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now(), policy)
+        command = believe_command(message.payload, trusted.targets, device, group, floors, self.intake.now(), policy)
         if isinstance(command, Refusal):
             return Reply(id=name, status=command.status, reason=command.reason)
         if command.id != name:

@@ -5,7 +5,7 @@ bound to the operators' key set, so that a counter burnt by a stolen key is void
 on a command stores its counter durably first. A redelivered command is known by its id before it comes here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -33,7 +33,7 @@ def believe_command(
     raw: bytes,
     targets: Targets,
     device: str,
-    groups: Collection[str],
+    group: str,
     floors: Mapping[str, int],
     now: datetime,
     policy: Policy | None = None,
@@ -46,12 +46,11 @@ def believe_command(
         envelope = parse_bounded(Envelope, raw, COMMAND_BYTES, f"{ROLE} envelope")
         opened = verify(envelope, COMMAND_TYPE, ROLE, targets)
         command = parse_signed(Command, opened.payload, "command")
-        for group in groups:  # a command to a device is one to its group, as far as the policy goes
-            check_act(policy, opened, command.verb, group, now)
+        check_act(policy, opened, command.verb, group, now)  # of the device's group, though it be to the device alone
     except TrustError as error:
         return Refusal(status="rejected", reason=str(error))
     floor = floors.get(floor_key(command.scope, targets), 0)
-    return refused(command, device, groups, floor, now) or command
+    return refused(command, device, group, floor, now) or command
 
 
 def floor_key(scope: str, targets: Targets) -> str:
@@ -59,10 +58,10 @@ def floor_key(scope: str, targets: Targets) -> str:
     return f"{scope}@{keyset(targets, ROLE)}"
 
 
-def refused(command: Command, device: str, groups: Collection[str], floor: int, now: datetime) -> Refusal | None:
+def refused(command: Command, device: str, group: str, floor: int, now: datetime) -> Refusal | None:
     """For somebody else, not newer than one that was taken, over, or from the future."""
     status: Literal["rejected", "expired"] = "rejected"
-    if command.scope not in {f"device:{device}", *(f"group:{group}" for group in groups)}:
+    if command.scope not in {f"device:{device}", f"group:{group}"}:
         reason = f"the command is for {command.scope}; this is device:{device}"
     elif command.counter <= floor:
         reason = f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"

@@ -218,7 +218,7 @@ def test_a_command(given, case, others):
     """Section 8; a refusal is an answer, not an error."""
     listed = targets(given)
     floors = {floor_key(scope, listed): counter for scope, counter in given["taken"].items()}
-    found = believe_command(raw(case), listed, given["device"], {given["group"]}, floors, moment(given["now"]))
+    found = believe_command(raw(case), listed, given["device"], given["group"], floors, moment(given["now"]))
     if "refused" in case:
         assert re.search(STAGES[case["refused"]], found.reason)
         assert found.status == ("expired" if case["refused"] == "expiry" else "rejected")
