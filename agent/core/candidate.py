@@ -143,11 +143,6 @@ def judge(evidence: Evidence, gates: Gates) -> Failure | None:
     if evidence.memory_mb > gates.max_memory_mb:
         reason = f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
         return Failure(kind=Kind.MEMORY, reason=reason)
-    return judge_speed(evidence, gates)
-
-
-def judge_speed(evidence: Evidence, gates: Gates) -> Failure | None:
-    """The speed gate that the evidence misses, if any."""
     if evidence.fps < gates.min_fps:
         return Failure(kind=Kind.SPEED, reason=f"{evidence.fps:.1f} FPS; its gate asks for {gates.min_fps:g} FPS")
     if evidence.latency_ms is not None and evidence.latency_ms.p95 > gates.max_latency_p95_ms:
