@@ -182,9 +182,8 @@ class Steps:
         """No candidate is left: the reasons are theirs; it is final only when all of them are."""
         trials = self.ledger.all("trial", TrialRecord).values()
         failures = [(one.place.candidate, one.failure) for one in trials if one.place.ref == ref and one.failure]
-        kinds = [failure.kind for _, failure in failures]
-        passing = next((kind for kind in kinds if not kind.is_final), None)
-        kind = passing or (kinds[0] if kinds else Kind.BACKEND)
+        kinds = (failure.kind for _, failure in failures)
+        kind = min(kinds, key=lambda one: one.is_final, default=Kind.BACKEND)
         reason = "; ".join(f"{candidate}: {failure.reason}" for candidate, failure in failures)
         failure = Failure(kind=kind, reason=reason or "no backend of this device can run it")
         return self.record_rejection(ref, failure, device).failure.reason
