@@ -158,16 +158,15 @@ class Agent:
         cores = max(1, len(os.sched_getaffinity(0)) // max(1, slots))  # each model its share: decision 0086
         return Device(found=line.welcome.found, cores=cores, power_mode=self._power_mode, agent=VERSION)
 
-    def swap(self, slot: str) -> plan.Swap:
+    def swap(self, record: SlotRecord) -> plan.Swap:
         """The swap policy of a slot: as set, or by need against free memory, decided once for each wish.
 
         The swap itself takes memory: asked again in the middle of it, the answer would be another.
         """
+        slot, wish = record.slot, record.desired
         wanted = self.settings.slot(slot).swap
         if wanted != "auto":
             return plan.Swap(wanted)
-        record = self.ledger.get("slot", slot, SlotRecord)
-        wish = record.desired if record is not None else None
         if slot not in self._swaps or self._swaps[slot][0] != wish:
             self._swaps[slot] = (wish, self._roomy_swap(wish))
         return self._swaps[slot][1]
@@ -193,27 +192,24 @@ class Agent:
 
     async def _poll(self) -> None:
         """Ask the store now and then, when somebody wants it, and when a folder says that it has news."""
-        with folder_watch.watched(self.settings.store.url, lambda: self.news.post(self.intake.poll_now.set)):
-            await self._keep_polling()
-
-    async def _keep_polling(self) -> None:
-        failures = 0
-        while True:
-            self.intake.poll_now.clear()
-            try:
-                await self.intake.poll()
-            except EdgeError as error:
-                failures += 1
-                if failures == 1:
-                    await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
-            else:
-                failures = 0
-            self.changed.post(None)
-            poll_s = self.settings.store.poll_s
-            spread = poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff.wait_s(failures, POLL_AGAIN_S, poll_s) if failures else spread):
-                    await self.intake.poll_now.wait()
+        store, failures = self.settings.store, 0
+        with folder_watch.watched(store.url, lambda: self.news.post(self.intake.poll_now.set)):
+            while True:
+                self.intake.poll_now.clear()
+                try:
+                    await self.intake.poll()
+                except EdgeError as error:
+                    failures += 1
+                    if failures == 1:
+                        await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
+                else:
+                    failures = 0
+                self.changed.post(None)
+                spread_s = store.poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
+                wait_s = backoff.wait_s(failures, POLL_AGAIN_S, store.poll_s) if failures else spread_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self.intake.poll_now.wait()
 
     async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
         """One task for each slot that is or was ever wanted; what a change of mind left half fetched is removed."""

@@ -60,7 +60,7 @@ class Reconciler:
 
     slot: str
     desired: Board[Mapping[str, SlotRecord]]
-    swap: Callable[[str], plan.Swap]
+    swap: Callable[[SlotRecord], plan.Swap]
     ledger: Ledger
     steps: Steps
     runner: RunnerLink
@@ -90,7 +90,7 @@ class Reconciler:
             await self._note_incidents(facts.slot(self.slot).incidents, device)
             record = self._record()
             seen = self._observe(record, facts, device)
-            desired = desired_of(record, self.swap(self.slot))
+            desired = desired_of(record, self.swap(record))
             if desired.release is not None and desired.release == self._lacks_room:
                 desired = replace(desired, keep=frozenset())
             step = plan.next_step(desired, seen, time.monotonic())
