@@ -8,7 +8,6 @@ Rules:
    OpenVINO devices: each combination that this device has is a candidate.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Self
@@ -184,9 +183,3 @@ def devices_for(config: Config, found: Found) -> tuple[str, ...]:
 
 GPU = frozenset({Backend.TENSORRT, Backend.CUDA})
 ACCELERATORS = ("GPU", "NPU")  # as OpenVINO names its devices; of several, GPU.0 and GPU.1
-
-
-def evidence_key(found: Iterable[Found], candidate: Candidate, power_mode: str) -> str:
-    """The digest of everything whose change voids evidence for a candidate on this device."""
-    versions = "".join(one.version for one in found if one.backend is candidate.backend)
-    return hashlib.sha256(f"{candidate}\0{versions}\0{power_mode}".encode()).hexdigest()[:16]

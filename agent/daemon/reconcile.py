@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -23,7 +23,7 @@ from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
 from agent.core.errors import BackendError, Kind, TransferError
 from agent.core.messages import Counters, Facts, Incident, Place
-from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
+from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.core.soak import has_evidence, judge_soak, slowed
@@ -90,9 +90,9 @@ class Reconciler:
             await self._note_incidents(facts.slot(self.slot).incidents, device)
             record = self._record()
             seen = self._observe(record, facts, device)
-            desired = desired_of(record, self.swap(record))
-            if desired.release is not None and desired.release == self._lacks_room:
-                desired = replace(desired, keep=frozenset())
+            makes_room = record.desired is not None and record.desired == self._lacks_room
+            keep = frozenset(place.ref for place in record.good if not makes_room)
+            desired = plan.Desired(record.desired, self.swap(record), record.soak_s, keep)
             step = plan.next_step(desired, seen, time.monotonic())
             if await self._misses_a_gate(seen.serving, record, device):
                 continue
