@@ -194,7 +194,7 @@ class Reporter:
                 loop_lag_ms=facts.loop_lag_ms if facts is not None else 0.0,
             ),
             ledger=self.ledger.trouble,
-            refused=self.intake.refused.value,
+            refused=self.intake.refused,
             clock_synchronised=look.clock_synchronised,
             disk_free_mb=look.disk_free_mb,
             loop_lag_ms=self.pulse.lag_ms,
