@@ -134,9 +134,7 @@ class Reconciler:
         work = asyncio.create_task(self.steps.act(self.slot, step, device), name=f"{self.slot} {step}")
         try:
             while isinstance(step, plan.Fetch) and not work.done():
-                turned = asyncio.create_task(self.desired.turned())
-                await asyncio.wait({work, turned}, return_when=asyncio.FIRST_COMPLETED)
-                turned.cancel()
+                await self._news_or(None, work)
                 if not work.done() and self._record().desired != step.release:
                     return None
             outcome = await work
@@ -287,14 +285,14 @@ class Reconciler:
             self._not_before,
         )
 
-    async def _news_or(self, seconds: float | None) -> None:
-        """Until desire or the runner's facts change, or for a time in seconds."""
-        waits = {asyncio.create_task(self.desired.turned()), asyncio.create_task(self.runner.facts.turned())}
+    async def _news_or(self, seconds: float | None, *work: asyncio.Task[Outcome]) -> None:
+        """Until desire or the runner's facts change, or work is done, or for a time in seconds."""
+        turns = {asyncio.create_task(self.desired.turned()), asyncio.create_task(self.runner.facts.turned())}
         try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*turns, *work}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits:
-                wait.cancel()
+            for turn in turns:
+                turn.cancel()
 
     # --- telling -----------------------------------------------------------------------------------------------
 
