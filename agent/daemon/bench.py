@@ -7,7 +7,7 @@ that dies here leaves a seat that the next one ends.
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -34,9 +34,7 @@ class Bench:
     steps: Steps
     runner: RunnerLink
     device: Callable[[], Device | None]
-
-    def __post_init__(self) -> None:
-        self._one = asyncio.Lock()
+    _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, slot: str) -> tuple[Measured, ...]:
         """Every candidate of what the slot serves, measured now, in the config's order.

@@ -7,7 +7,7 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -62,9 +62,7 @@ class Steps:
     runner: RunnerLink
     hold_s: Callable[[str], float]
     moving: threading.Lock  # whoever moves a slot's record holds it
-
-    def __post_init__(self) -> None:
-        self._handing_over = asyncio.Lock()
+    _handing_over: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
         """What came of one step."""
@@ -121,19 +119,16 @@ class Steps:
         await asyncio.to_thread(self.engines.keep, place, device, engine, self.copies.room())
 
     async def hold(self, ref: Ref) -> None:
-        """Make the runner hold a release that is verified here."""
+        """Make the runner hold a release that is verified here: opened into memory files that it made."""
         async with self._handing_over:  # a bench and a swap may want the same release
             facts = self.runner.facts.value
-            if facts is None or ref not in facts.held:
-                await self._hand_over(ref)
-                await self.runner.look()
-
-    async def _hand_over(self, ref: Ref) -> None:
-        """Open the sealed release into memory files that the runner made."""
-        opener = await asyncio.to_thread(self.copies.open, ref)
-        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
-        await asyncio.to_thread(self.copies.blaming, ref, lambda: pour(opener, received))
-        await self.runner.ask(messages.Seal(ref=ref))
+            if facts is not None and ref in facts.held:
+                return
+            opener = await asyncio.to_thread(self.copies.open, ref)
+            _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
+            await asyncio.to_thread(self.copies.blaming, ref, lambda: pour(opener, received))
+            await self.runner.ask(messages.Seal(ref=ref))
+            await self.runner.look()
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key, release = device.key(place.candidate), self.copies.release(place.ref)
