@@ -47,10 +47,12 @@ def believe_command(
         opened = verify(envelope, COMMAND_TYPE, ROLE, targets)
         command = parse_signed(Command, opened.payload, "command")
         check_act(policy, opened, command.verb, group, now)  # of the device's group, though it be to the device alone
+        check_turn(command, device, group, floors.get(floor_key(command.scope, targets), 0), now)
     except TrustError as error:
         return Refusal(status="rejected", reason=str(error))
-    floor = floors.get(floor_key(command.scope, targets), 0)
-    return refused(command, device, group, floor, now) or command
+    if now - SKEW > command.expires:
+        return Refusal(status="expired", reason=f"expired {command.expires.isoformat()}; send it again")
+    return command
 
 
 def floor_key(scope: str, targets: Targets) -> str:
@@ -58,17 +60,13 @@ def floor_key(scope: str, targets: Targets) -> str:
     return f"{scope}@{keyset(targets, ROLE)}"
 
 
-def refused(command: Command, device: str, group: str, floor: int, now: datetime) -> Refusal | None:
-    """For somebody else, not newer than one that was taken, over, or from the future."""
-    status: Literal["rejected", "expired"] = "rejected"
+def check_turn(command: Command, device: str, group: str, floor: int, now: datetime) -> None:
+    """Raises TrustError where it is for somebody else, not newer than one that was taken, or from the future."""
     if command.scope not in {f"device:{device}", f"group:{group}"}:
-        reason = f"the command is for {command.scope}; this is device:{device}"
-    elif command.counter <= floor:
-        reason = f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"
-    elif command.issued > now + SKEW:
-        reason = f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks"
-    elif now - SKEW > command.expires:
-        status, reason = "expired", f"expired {command.expires.isoformat()}; send it again"
-    else:
-        return None
-    return Refusal(status=status, reason=reason)
+        raise TrustError(f"the command is for {command.scope}; this is device:{device}")
+    if command.counter <= floor:
+        raise TrustError(
+            f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"
+        )
+    if command.issued > now + SKEW:
+        raise TrustError(f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks")
