@@ -10,17 +10,16 @@ Rules:
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
-from msgspec import Meta, field
+from msgspec import field
 from numpy.typing import ArrayLike
 
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
-from agent.core.release import Config, Gates, as_list
+from agent.core.release import Config, Gates, NonNegative, as_list
 
-Positive = Annotated[float, Meta(ge=0)]
 BUSY_SHARE = 0.5  # of its speed; a device that is busier than this during a trial has other troubles
 
 
@@ -69,7 +68,7 @@ class Deviation(Document):
     """How far one output is from its golden reference, over all samples; or the detections of all outputs."""
 
     output: str
-    max_abs: Positive
+    max_abs: NonNegative
     within: bool  # every element inside atol + rtol * |reference|
 
     def __str__(self) -> str:
@@ -81,11 +80,11 @@ class Deviation(Document):
 class Latency(Document):
     """Time of one inference in milliseconds over all measured runs."""
 
-    mean: Positive
-    std: Positive
-    p50: Positive
-    p95: Positive
-    p99: Positive
+    mean: NonNegative
+    std: NonNegative
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
 
     @classmethod
     def of(cls, ms: ArrayLike) -> Self:
@@ -119,9 +118,9 @@ class Evidence(Document):
     failure: Failure | None = None
     deviations: tuple[Deviation, ...] = ()
     latency_ms: Latency | None = None
-    fps: Positive = 0.0
-    memory_mb: Positive = 0.0
-    load_s: Positive = 0.0
+    fps: NonNegative = 0.0
+    memory_mb: NonNegative = 0.0
+    load_s: NonNegative = 0.0
     providers: tuple[str, ...] = ()
     conditions: Mapping[str, str | float] = field(default_factory=dict)  # temperature, clocks, load, power mode
     taken: str = ""  # ISO 8601, UTC
