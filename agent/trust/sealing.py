@@ -247,23 +247,18 @@ class Plaintext:
         Raises:
             TrustError: the bytes were not sealed under this key for this path, or were changed or cut.
         """
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
+        while not self._rest and (piece := next(self._pieces, None)) is not None:
             self._rest = piece
         taken, self._rest = self._rest[:length], self._rest[length:]
         return taken
 
     def exactly(self, length: int) -> bytes:
         """This many bytes; raises TrustError where there are fewer."""
-        content = b""
-        while len(content) < length:
-            piece = self.read(length - len(content))
-            if not piece:
-                raise TrustError(f"{self._path}: the seal holds less than a header; publish it anew")
-            content += piece
-        return content
+        while len(self._rest) < length and (piece := next(self._pieces, None)) is not None:
+            self._rest += piece
+        if len(self._rest) < length:
+            raise TrustError(f"{self._path}: the seal holds less than a header; publish it anew")
+        return self.read(length)
 
     def _decrypted(self, sealed: Iterable[bytes]) -> Iterator[bytes]:
         try:
