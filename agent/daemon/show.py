@@ -71,8 +71,8 @@ def slots(state: State) -> Table:
 def row(slot: SlotState) -> tuple[RenderableType, ...]:
     """What a slot serves."""
     word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
-    nothing = Text("nothing", style=BAD)
-    return (slot.slot, short(slot.serving, slot.slot) or nothing, slot.candidate, word if slot.serving else "")
+    name = slot.serving.removeprefix(f"{slot.slot}_")  # begins with its task, which is the slot
+    return (slot.slot, name or Text("nothing", style=BAD), slot.candidate, word if slot.serving else "")
 
 
 def figures(slot: SlotState) -> str:
@@ -84,11 +84,6 @@ def figures(slot: SlotState) -> str:
     if latency is not None:
         parts.append(f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
     return ", ".join(parts)
-
-
-def short(release: str, slot: str) -> str:
-    """A release's name without its task, which is the slot."""
-    return release.removeprefix(f"{slot}_")
 
 
 def doing(slot: SlotState) -> str:
