@@ -152,11 +152,9 @@ class Reconciler:
             self._tries.pop(ref, None)
             if isinstance(step, plan.Confirm):  # chances are counted between two confirmations, not over months
                 self._misses.pop(step.place, None)
-        elif isinstance(outcome, Later):
-            self._back_off(ref)
-        elif isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
+        elif isinstance(outcome, Never) and isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
             await self._miss(step.place, outcome.failure, device)
-        elif isinstance(step, plan.Fetch | plan.Verify):
+        elif isinstance(outcome, Never) and isinstance(step, plan.Fetch | plan.Verify):
             await asyncio.to_thread(self.steps.record_rejection, ref, outcome.failure, device)
         else:
             self._back_off(ref)
