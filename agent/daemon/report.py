@@ -207,8 +207,7 @@ class Reporter:
         view = reconciler.view if reconciler is not None else SlotView(step="")
         progress = self.progress.get(record.slot, Progress())
         place = held.serving
-        refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
-        refs |= {good.ref for good in record.good}
+        refs = {record.desired, place.ref if place else None, *(good.ref for good in record.good)}
         newest = sorted(rejections, key=lambda one: str(one.at))[-REJECTIONS_SHOWN:]
         return SlotState(
             slot=record.slot,
