@@ -138,11 +138,11 @@ class Agent:
                 }
                 if self.link is not None:
                     parts["broker"] = self.link.run
-                running = [tasks.create_task(keep(name, part), name=name) for name, part in parts.items()]
+                self._running = [tasks.create_task(keep(name, part), name=name) for name, part in parts.items()]
                 await self.stopping.wait()
                 service.notify("STOPPING=1")
                 await self.runner.stop_ours()
-                for task in [*running, *self._slot_tasks.values()]:
+                for task in self._running:
                     task.cancel()
         finally:
             self.news.close()
@@ -180,7 +180,6 @@ class Agent:
     def _begin(self) -> None:
         self._swaps: dict[str, tuple[object, plan.Swap]] = {}
         self._power_mode = host.readings(self.settings.state).power_mode
-        self._slot_tasks: dict[str, asyncio.Task[None]] = {}
         with contextlib.suppress(OSError, EdgeError):  # tidying; a disk that refuses shows elsewhere
             files.remove_temps(self.settings.state)
             self.copies.free_of_strays()
@@ -222,7 +221,7 @@ class Agent:
                         self.device, self.changed,
                     )  # fmt: skip
                     self.reconcilers[slot] = reconciler
-                    self._slot_tasks[slot] = tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}")
+                    self._running.append(tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}"))
             self.changed.post(None)
 
     async def _beat(self) -> None:
