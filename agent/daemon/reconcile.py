@@ -21,7 +21,7 @@ from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
-from agent.core.errors import BackendError, Kind, TransferError
+from agent.core.errors import Kind
 from agent.core.messages import Counters, Facts, Incident, Place
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, observe, trial_key
 from agent.core.release import Ref
@@ -71,9 +71,9 @@ class Reconciler:
     def __post_init__(self) -> None:
         self.view = SlotView()
         self._not_before: dict[Ref, float] = {}
-        self._tries: Counter[Ref] = Counter()
+        self.tries: Counter[Ref] = Counter()  # how often a release could not be had or handled, since it last could
         self._misses: Counter[Place] = Counter()
-        self._probes: Counter[Place] = Counter()
+        self._probed: set[Place] = set()  # in this soak, for want of requests
         self._lacks_room: Ref | None = None  # a release that was refused for that: the way back makes room for it
         self._told_hot: set[Place] = set()
         self._judged_out: set[Place] = set()  # missed a gate in this soak; the planner moves away from it
@@ -101,14 +101,10 @@ class Reconciler:
             else:
                 await self._take(step, device)
 
-    def tries(self, ref: Ref) -> int:
-        """How often a release could not be had or handled, since it last could."""
-        return self._tries[ref]
-
     def retry(self) -> None:
         """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
         self._not_before.clear()
-        self._tries.clear()
+        self.tries.clear()
         self._misses.clear()
 
     # --- one step ----------------------------------------------------------------------------------------------
@@ -125,7 +121,7 @@ class Reconciler:
         if not isinstance(step, plan.Unload | plan.Prove) or not isinstance(outcome, Success):
             self._tell(step, name, outcome)
         if isinstance(step, plan.Promote) and isinstance(outcome, Success):
-            self._probes.pop(step.place, None)
+            self._probed.discard(step.place)
             self._judged_out.discard(step.place)
             self._told_hot.discard(step.place)
 
@@ -149,7 +145,7 @@ class Reconciler:
         if isinstance(step, plan.Fetch):
             self._lacks_room = ref if isinstance(outcome, Later) and outcome.lacks_room else None
         if isinstance(outcome, Success):
-            self._tries.pop(ref, None)
+            self.tries.pop(ref, None)
             if isinstance(step, plan.Confirm):  # chances are counted between two confirmations, not over months
                 self._misses.pop(step.place, None)
         elif isinstance(outcome, Never) and isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
@@ -160,8 +156,8 @@ class Reconciler:
             self._back_off(ref)
 
     def _back_off(self, ref: Ref) -> None:
-        self._tries[ref] += 1
-        self._not_before[ref] = time.monotonic() + backoff.wait_s(self._tries[ref], *BACK_OFF_S)
+        self.tries[ref] += 1
+        self._not_before[ref] = time.monotonic() + backoff.wait_s(self.tries[ref], *BACK_OFF_S)
 
     async def _miss(self, place: Place, failure: Failure, device: Device) -> None:
         """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""
@@ -232,17 +228,14 @@ class Reconciler:
         counters = await self._counters()
         if counters is None:
             return False
-        if has_evidence(counters) or self._probes[place]:
+        if has_evidence(counters) or place in self._probed:
             return True
-        try:
-            await self.steps.prove(self.slot, place, device)
-        except BackendError as error:
-            await self._miss_soak(place, Failure.of(error), device)
-        except TransferError:
-            return False
-        else:
-            self._probes[place] += 1
-        return bool(self._probes[place])
+        outcome = await self.steps.act(self.slot, plan.Prove(place), device)
+        if isinstance(outcome, Never):
+            await self._miss_soak(place, outcome.failure, device)
+        elif isinstance(outcome, Success):
+            self._probed.add(place)
+        return isinstance(outcome, Success)
 
     async def _counters(self) -> Counters | None:
         facts = await self.runner.look()
@@ -308,7 +301,7 @@ class Reconciler:
                 self.news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)
-                if self._tries[ref_of(step)] == 1:
+                if self.tries[ref_of(step)] == 1:
                     self.news.tell("later", **said, step=name, reason=reason)
             case Never(failure):
                 self._show(name, subject_of(step), failure.reason)

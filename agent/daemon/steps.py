@@ -85,7 +85,7 @@ class Steps:
             case plan.Trial(place):
                 return self._try(slot, place, device)
             case plan.Prove(place):
-                return self.prove(slot, place, device)
+                return self._prove(slot, place, device)
             case plan.Promote(place, fallback):
                 hold_s = self.hold_s(slot)
                 return self.runner.ask(messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=hold_s))
@@ -113,7 +113,7 @@ class Steps:
         await self.hold(place.ref)
         return await self.engines.load(messages.Load(slot=slot, place=place), device)
 
-    async def prove(self, slot: str, place: Place, device: Device) -> None:
+    async def _prove(self, slot: str, place: Place, device: Device) -> None:
         """Have a loaded seat compute its golden samples; what it built is kept."""
         _, engine = await self.runner.ask(messages.Prove(slot=slot, place=place))
         await asyncio.to_thread(self.engines.keep, place, device, engine, self.copies.room())
