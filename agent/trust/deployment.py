@@ -85,8 +85,9 @@ def believe_deployment(
     check_issued(rollout, wave, now)
     floor = standing(last, targets)
     taken = remember(rollout, opened, wave, opened_wave, now, last)
-    same = check_counters(taken, floor) or is_same(taken, last)
-    if not same:
+    same = (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
+    if not same:  # whoever signed it: new keys move nobody
+        check_counters(taken, floor)
         check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
     if last.rollout_digest != opened.digest:
         check_act(policy, opened, "rollout", group, now)
@@ -158,25 +159,17 @@ def check_issued(rollout: Rollout, wave: Wave, now: datetime) -> None:
             )
 
 
-def check_counters(taken: Taken, floor: Taken) -> bool:
-    """Whether it is the pair taken last; raises unless it is that or a newer one."""
+def check_counters(taken: Taken, floor: Taken) -> None:
+    """It is newer than what was taken."""
     if taken.rollout == floor.rollout and taken.rollout_digest != floor.rollout_digest:
         raise TrustError(
             f"rollout {taken.rollout}: another rollout with this counter was taken; sign it with a higher one"
         )
-    if (taken.rollout, taken.wave) > (floor.rollout, floor.wave):
-        return False
-    if is_same(taken, floor):
-        return True
-    raise Replayed(
-        f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was taken; "
-        "somebody replays it, or its author must sign it with a higher counter"
-    )
-
-
-def is_same(taken: Taken, last: Taken) -> bool:
-    """Whether it is the pair taken last, whoever signed it: new keys move nobody."""
-    return (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
+    if (taken.rollout, taken.wave) <= (floor.rollout, floor.wave):
+        raise Replayed(
+            f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was "
+            "taken; somebody replays it, or its author must sign it with a higher counter"
+        )
 
 
 def check_reach(rollout: Rollout, wave: Wave, last: Taken | None) -> None:
