@@ -64,7 +64,7 @@ class Deployment(Document):
     rollout: Rollout
     wave: Wave
     taken: Taken
-    same: bool  # it is the pair that was taken last
+    same: bool  # it is the pair that was taken last, whoever signed it: new keys move nobody
 
 
 def believe_deployment(
@@ -86,7 +86,7 @@ def believe_deployment(
     floor = standing(last, targets)
     taken = remember(rollout, opened, wave, opened_wave, now, last)
     same = (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
-    if not same:  # whoever signed it: new keys move nobody
+    if not same:
         check_counters(taken, floor)
         check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
     if last.rollout_digest != opened.digest:
