@@ -80,9 +80,9 @@ def believe_deployment(
     rollout = parse_signed(Rollout, opened.payload, "rollout")
     opened_wave = verify(pair.wave, WAVE_TYPE, "controller", targets)
     wave = parse_signed(Wave, opened_wave.payload, "wave")
-    check_match(rollout, opened.digest, wave, group)
+    check_halves(rollout, wave, group, now)
+    check_match(rollout, opened.digest, wave)
     check_names(rollout)
-    check_issued(rollout, wave, now)
     floor = standing(last, targets)
     taken = remember(rollout, opened, wave, opened_wave, now, last)
     same = (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
@@ -124,13 +124,21 @@ def standing(floor: Taken, targets: Targets) -> Taken:
     return floor
 
 
-def check_match(rollout: Rollout, digest: str, wave: Wave, group: str) -> None:
-    """Both are for this group, and the wave stays inside this rollout."""
-    for kind, named in (("rollout", rollout.group), ("wave", wave.group)):
-        if named != group:
+def check_halves(rollout: Rollout, wave: Wave, group: str, now: datetime) -> None:
+    """Both are for this group, and neither comes from the future."""
+    for kind, half in (("rollout", rollout), ("wave", wave)):
+        if half.group != group:
             raise TrustError(
-                f"{kind} {named}: this device is of group {group}; somebody serves it another's deployment"
+                f"{kind} {half.group}: this device is of group {group}; somebody serves it another's deployment"
             )
+        if half.issued > now + AHEAD:
+            raise TrustError(
+                f"{kind}: issued {half.issued.isoformat()}, in the future of {now.isoformat()}; check both clocks"
+            )
+
+
+def check_match(rollout: Rollout, digest: str, wave: Wave) -> None:
+    """The wave stays inside this rollout."""
     if wave.rollout != digest:
         raise TrustError(
             f"wave {wave.counter}: names the rollout {wave.rollout[:12]}, but comes with {digest[:12]}; "
@@ -148,15 +156,6 @@ def check_names(rollout: Rollout) -> None:
                 check_form(ref.name)
             except InputError as error:
                 raise TrustError(f"rollout {rollout.counter}: {error}; sign it anew") from error
-
-
-def check_issued(rollout: Rollout, wave: Wave, now: datetime) -> None:
-    """Neither half comes from the future."""
-    for kind, issued in (("rollout", rollout.issued), ("wave", wave.issued)):
-        if issued > now + AHEAD:
-            raise TrustError(
-                f"{kind}: issued {issued.isoformat()}, in the future of {now.isoformat()}; check both clocks"
-            )
 
 
 def check_counters(taken: Taken, floor: Taken) -> None:
