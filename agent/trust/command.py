@@ -14,7 +14,7 @@ from tuf.api.metadata import Targets
 from agent.core.documents import Document
 from agent.core.errors import TrustError
 from agent.core.intent import COMMAND_TYPE, Command, Policy
-from agent.trust.envelope import Envelope, keyset, parse_bounded, parse_signed, verify
+from agent.trust.envelope import keyset, open_envelope, parse_signed
 from agent.trust.policy import check_act
 
 COMMAND_BYTES = 16 * 1024  # an envelope with five signatures is under 2 KB
@@ -43,8 +43,7 @@ def believe_command(
     `floors` holds the highest counter taken under each `floor_key`.
     """
     try:
-        envelope = parse_bounded(Envelope, raw, COMMAND_BYTES, f"{ROLE} envelope")
-        opened = verify(envelope, COMMAND_TYPE, ROLE, targets)
+        opened = open_envelope(raw, COMMAND_TYPE, ROLE, targets, COMMAND_BYTES)
         command = parse_signed(Command, opened.payload, "command")
         check_act(policy, opened, command.verb, group, now)  # of the device's group, though it be to the device alone
         check_turn(command, device, group, floors.get(floor_key(command.scope, targets), 0), now)
