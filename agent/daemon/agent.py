@@ -126,7 +126,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 parts: dict[str, Callable[[], Coroutine[None, None, None]]] = {
                     "runner": self.runner.run,
-                    "benches": self._end_benches,
+                    "benches": self.bench.clean,
                     "poll": self._poll,
                     "slots": lambda: self._keep_slots(tasks),
                     "imports": self.imports.run,
@@ -274,9 +274,3 @@ class Agent:
             self.intake.refuse(
                 "state", f"another agent is at the broker as {name}: find it, and enrol it anew as another"
             )
-
-    async def _end_benches(self) -> None:
-        """End what the bench of an earlier life left in the runner."""
-        async for line in self.runner.line.changes():
-            if line is not None:
-                await self.bench.clean(line.facts)

@@ -52,11 +52,13 @@ class Bench:
             places = [Place(ref=ref, candidate=one) for one in device.candidates(config)]
             return tuple([await self._measure(slot, place, config, device) for place in places])
 
-    async def clean(self, facts: Facts) -> None:
-        """End the seats that a bench left behind."""
-        left = [(slot, seat.place) for slot, one in facts.slots.items() if slot.endswith(SHADOW) for seat in one.seats]
-        for slot, place in left:
-            await self._end(slot, place)
+    async def clean(self) -> None:
+        """End what the bench of an earlier life left in the runner, until cancelled."""
+        async for line in self.runner.line.changes():
+            facts = line.facts if line is not None else Facts()
+            for slot, one in facts.slots.items():
+                for seat in one.seats if slot.endswith(SHADOW) else ():
+                    await self._end(slot, seat.place)
 
     async def _measure(self, slot: str, place: Place, config: Config, device: Device) -> Measured:
         version = "".join(one.version for one in device.found if one.backend is place.candidate.backend)
