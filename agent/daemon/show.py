@@ -62,17 +62,13 @@ def slots(state: State) -> Table:
     for name in ("slot", "serves", "on", "state"):
         table.add_column(name, overflow="fold")
     for slot in state.slots.values():
-        table.add_row(*row(slot))
+        name = slot.serving.removeprefix(f"{slot.slot}_")  # begins with its task, which is the slot
+        word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
+        serves = (name, slot.candidate, word) if name else (Text("nothing", style=BAD),)
+        table.add_row(slot.slot, *serves)
         table.add_row("", Text(figures(slot), style=DIM))
         table.add_row("", Text(doing(slot), style=DIM))
     return table
-
-
-def row(slot: SlotState) -> tuple[RenderableType, ...]:
-    """What a slot serves."""
-    word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
-    name = slot.serving.removeprefix(f"{slot.slot}_")  # begins with its task, which is the slot
-    return (slot.slot, name or Text("nothing", style=BAD), slot.candidate, word if slot.serving else "")
 
 
 def figures(slot: SlotState) -> str:
