@@ -8,20 +8,18 @@ Rules:
    OpenVINO devices: each combination that this device has is a candidate.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
-from msgspec import Meta, field
+from msgspec import field
 from numpy.typing import ArrayLike
 
 from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
-from agent.core.release import Config, Gates, as_list
+from agent.core.release import Config, Gates, NonNegative, as_list
 
-Positive = Annotated[float, Meta(ge=0)]
 BUSY_SHARE = 0.5  # of its speed; a device that is busier than this during a trial has other troubles
 
 
@@ -70,7 +68,7 @@ class Deviation(Document):
     """How far one output is from its golden reference, over all samples; or the detections of all outputs."""
 
     output: str
-    max_abs: Positive
+    max_abs: NonNegative
     within: bool  # every element inside atol + rtol * |reference|
 
     def __str__(self) -> str:
@@ -82,11 +80,11 @@ class Deviation(Document):
 class Latency(Document):
     """Time of one inference in milliseconds over all measured runs."""
 
-    mean: Positive
-    std: Positive
-    p50: Positive
-    p95: Positive
-    p99: Positive
+    mean: NonNegative
+    std: NonNegative
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
 
     @classmethod
     def of(cls, ms: ArrayLike) -> Self:
@@ -120,9 +118,9 @@ class Evidence(Document):
     failure: Failure | None = None
     deviations: tuple[Deviation, ...] = ()
     latency_ms: Latency | None = None
-    fps: Positive = 0.0
-    memory_mb: Positive = 0.0
-    load_s: Positive = 0.0
+    fps: NonNegative = 0.0
+    memory_mb: NonNegative = 0.0
+    load_s: NonNegative = 0.0
     providers: tuple[str, ...] = ()
     conditions: Mapping[str, str | float] = field(default_factory=dict)  # temperature, clocks, load, power mode
     taken: str = ""  # ISO 8601, UTC
@@ -143,11 +141,6 @@ def judge(evidence: Evidence, gates: Gates) -> Failure | None:
     if evidence.memory_mb > gates.max_memory_mb:
         reason = f"needs {evidence.memory_mb:.0f} MB; its gate allows {gates.max_memory_mb:.0f} MB"
         return Failure(kind=Kind.MEMORY, reason=reason)
-    return judge_speed(evidence, gates)
-
-
-def judge_speed(evidence: Evidence, gates: Gates) -> Failure | None:
-    """The speed gate that the evidence misses, if any."""
     if evidence.fps < gates.min_fps:
         return Failure(kind=Kind.SPEED, reason=f"{evidence.fps:.1f} FPS; its gate asks for {gates.min_fps:g} FPS")
     if evidence.latency_ms is not None and evidence.latency_ms.p95 > gates.max_latency_p95_ms:
@@ -189,9 +182,3 @@ def devices_for(config: Config, found: Found) -> tuple[str, ...]:
 
 GPU = frozenset({Backend.TENSORRT, Backend.CUDA})
 ACCELERATORS = ("GPU", "NPU")  # as OpenVINO names its devices; of several, GPU.0 and GPU.1
-
-
-def evidence_key(found: Iterable[Found], candidate: Candidate, power_mode: str) -> str:
-    """The digest of everything whose change voids evidence for a candidate on this device."""
-    versions = "".join(one.version for one in found if one.backend is candidate.backend)
-    return hashlib.sha256(f"{candidate}\0{versions}\0{power_mode}".encode()).hexdigest()[:16]

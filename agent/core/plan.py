@@ -32,15 +32,6 @@ class Swap(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """What this device has of one release; its candidates are known once it is verified."""
-
-    stored: bool = False
-    verified: bool = False
-    candidates: tuple[Candidate, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Desired:
     """What one slot should run."""
 
@@ -54,7 +45,7 @@ class Desired:
 class Observed:
     """The facts about one slot."""
 
-    copies: Mapping[Ref, Copy] = field(default_factory=dict)
+    copies: Mapping[Ref, tuple[Candidate, ...]] = field(default_factory=dict)  # stored; candidates of verified ones
     seats: Mapping[Place, bool] = field(default_factory=dict)  # loaded seats: proven or not yet
     serving: Place | None = None
     serving_since: float = 0.0
@@ -130,10 +121,10 @@ class Wait:
     until: float
 
 
-Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject | Wait
+Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject
 
 
-def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # noqa: PLR0911  a ladder has rungs
+def next_step(desired: Desired, seen: Observed, now: float) -> Step | Wait | None:  # noqa: PLR0911  a ladder has rungs
     """The one step to take now, or None when the slot is as it should be."""
     hopeless = next((ref for ref in sorted(seen.copies) if is_hopeless(ref, desired, seen)), None)
     if hopeless is not None:
@@ -144,10 +135,9 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # n
         return stray
     if now < (until := seen.not_before.get(goal, now)):
         return Wait(until)
-    copy = seen.copies.get(goal, Copy())
-    if not copy.stored:
+    if goal not in seen.copies:
         return Fetch(goal)
-    if not copy.verified or not copy.candidates:
+    if not seen.copies[goal]:
         return Verify(goal)
     place = place_of(goal, desired, seen)
     if place not in seen.seats:
@@ -161,7 +151,7 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | None:  # n
     return settle(desired, seen, place, now)
 
 
-def settle(desired: Desired, seen: Observed, place: Place, now: float) -> Step | None:
+def settle(desired: Desired, seen: Observed, place: Place, now: float) -> Step | Wait | None:
     """What is left to do once the right seat serves."""
     spare = next((Unload(seat) for seat in sorted(seen.seats) if seat not in {place, warm(seen)}), None)
     if spare is not None:
@@ -188,7 +178,7 @@ def goal_of(desired: Desired, seen: Observed, now: float) -> Ref | None:
 
 def is_hopeless(ref: Ref, desired: Desired, seen: Observed) -> bool:
     """Whether every candidate of a verified release is out, which nobody wrote down yet."""
-    return ref not in seen.rejected and bool(seen.copies[ref].candidates) and not open_places(ref, desired, seen)
+    return ref not in seen.rejected and bool(seen.copies[ref]) and not open_places(ref, desired, seen)
 
 
 def is_sound(place: Place | None, seen: Observed) -> bool:
@@ -198,12 +188,12 @@ def is_sound(place: Place | None, seen: Observed) -> bool:
 
 def is_ready(ref: Ref, seen: Observed, now: float) -> bool:
     """Whether the release could be loaded now."""
-    return seen.copies.get(ref, Copy()).verified and now >= seen.not_before.get(ref, now)
+    return bool(seen.copies.get(ref)) and now >= seen.not_before.get(ref, now)
 
 
 def open_places(ref: Ref, desired: Desired, seen: Observed) -> tuple[Place, ...]:
     """The places of a release that passed or were not tried; under `resource` one failure ends the trying."""
-    places = tuple(Place(ref=ref, candidate=one) for one in seen.copies[ref].candidates)
+    places = tuple(Place(ref=ref, candidate=one) for one in seen.copies[ref])
     alive = tuple(place for place in places if place not in seen.failed)
     if desired.swap is Swap.RESOURCE and len(alive) < len(places):
         return tuple(place for place in alive if place in seen.passed)

@@ -15,10 +15,10 @@ from typing import Any
 
 from msgspec import field
 
-from agent.core.candidate import Candidate, Evidence, Failure, Found, candidates_for, evidence_key
+from agent.core.candidate import Candidate, Evidence, Failure, Found, candidates_for
 from agent.core.documents import Document
 from agent.core.messages import Beside, Place, SlotFacts
-from agent.core.plan import Copy, Desired, Observed, Swap
+from agent.core.plan import Observed
 from agent.core.release import Config, Metadata, Ref
 from agent.core.slot import SlotRecord
 
@@ -75,23 +75,19 @@ class Device:
     agent: str = ""  # version
 
     def key(self, candidate: Candidate) -> str:
-        """The evidence key of a candidate here and now."""
-        return evidence_key(self.found, candidate, self.power_mode)
+        """The evidence key of a candidate: a digest of everything here whose change voids evidence for it."""
+        versions = "".join(one.version for one in self.found if one.backend is candidate.backend)
+        return hashlib.sha256(f"{candidate}\0{versions}\0{self.power_mode}".encode()).hexdigest()[:16]
 
-    def candidates(self, config: Config) -> tuple[Candidate, ...]:
-        """The candidates of a release here."""
-        return candidates_for(config, self.found, self.cores)
+    def candidates(self, config: Config | None) -> tuple[Candidate, ...]:
+        """The candidates of a release here; none while its config is not known."""
+        return candidates_for(config, self.found, self.cores) if config is not None else ()
 
     @property
     def state(self) -> str:
         """A digest of everything here that may change what runs: backends, drivers, power mode, cores, the agent."""
         found = sorted((str(one.backend), one.present, one.version) for one in self.found)
         return hashlib.sha256(repr((found, self.power_mode, self.agent, self.cores)).encode()).hexdigest()[:16]
-
-
-def is_rejected(rejection: Rejection, device: Device) -> bool:
-    """Whether a rejection still holds."""
-    return rejection.failure.kind.is_final or rejection.key == device.state
 
 
 def observe(
@@ -104,10 +100,9 @@ def observe(
     not_before: Mapping[Ref, float],
 ) -> Observed:
     """The planner's view of one slot."""
-    known = {release.ref: release for release in releases}
     valid = [one for one in trials if one.key == device.key(one.place.candidate) or one.place == facts.serving]
     return Observed(
-        copies={ref: copy_of(release, device) for ref, release in known.items() if concerns(record, release)},
+        copies={one.ref: device.candidates(one.config) for one in releases if concerns(record, one)},
         seats={seat.place: seat.state in PROVEN for seat in facts.seats if seat.state in LOADED},
         serving=facts.serving,
         serving_since=facts.serving_since,
@@ -115,7 +110,7 @@ def observe(
         last_good=record.last_good,
         passed={one.place: one.speed for one in valid if one.evidence is not None and one.failure is None},
         failed=frozenset(one.place for one in valid if one.failure is not None),
-        rejected=frozenset(one.ref for one in rejections if is_rejected(one, device)),
+        rejected=frozenset(one.ref for one in rejections if one.failure.kind.is_final or one.key == device.state),
         not_before=not_before,
     )
 
@@ -130,16 +125,3 @@ def concerns(record: SlotRecord, release: ReleaseRecord) -> bool:
         return release.metadata.task == record.slot
     named = {record.deployed, record.override, *(place.ref for place in record.good)}
     return release.ref in named or str(release.listing.get("task", "")) == record.slot
-
-
-def copy_of(release: ReleaseRecord, device: Device) -> Copy:
-    """The planner's view of one release's files."""
-    candidates = device.candidates(release.config) if release.config is not None else ()
-    return Copy(stored=release.stored, verified=release.verified, candidates=candidates)
-
-
-def desired_of(record: SlotRecord, swap: Swap) -> Desired:
-    """What the planner should reach for this slot."""
-    return Desired(
-        release=record.desired, swap=swap, soak_s=record.soak_s, keep=frozenset(place.ref for place in record.good)
-    )

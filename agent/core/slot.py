@@ -97,9 +97,8 @@ def roll_back(record: SlotRecord, by: str, rejected: Collection[Ref]) -> SlotRec
 
 def confirm(record: SlotRecord, place: Place) -> SlotRecord:
     """The record after a soak that ended well."""
+    refs = [one.ref for one in record.good]
     others = [one for one in record.good if one.ref != place.ref]
-    if record.override_verb == "rollback" and place.ref == record.override:
-        known = [one.ref for one in record.good]
-        newer = set(known[: known.index(place.ref)]) if place.ref in known else set()
-        others = [one for one in others if one.ref not in newer]
+    if record.override_verb == "rollback" and place.ref == record.override and place.ref in refs:
+        others = others[refs.index(place.ref) :]
     return replace(record, good=(place, *others)[:GOOD_KEPT])

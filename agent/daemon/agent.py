@@ -102,12 +102,12 @@ class Agent:
         self.steps = Steps(
             self.copies, engines, self.ledger, self.runner, lambda slot: settings.slot(slot).hold_s, self.intake.moving
         )
-        self.changed: Board[int] = Board(0)
+        self.changed: Board[None] = Board(None)  # it turns when something that is shown has changed
         self.reconcilers: dict[str, Reconciler] = {}
         self.link = self._make_link()
         self.reporter = Reporter(
             settings, self.boot, self.ledger, self.outbox, self.news, self.intake, self.runner, self.reconcilers,
-            self.link, self.changed, self.pulse,
+            self.link, self.copies.progress, self.changed, self.pulse,
         )  # fmt: skip
         self.bench = Bench(self.ledger, self.steps, self.runner, self.device)
         self.imports = Imports(
@@ -126,7 +126,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 parts: dict[str, Callable[[], Coroutine[None, None, None]]] = {
                     "runner": self.runner.run,
-                    "benches": self._end_benches,
+                    "benches": self.bench.clean,
                     "poll": self._poll,
                     "slots": lambda: self._keep_slots(tasks),
                     "imports": self.imports.run,
@@ -138,11 +138,11 @@ class Agent:
                 }
                 if self.link is not None:
                     parts["broker"] = self.link.run
-                running = [tasks.create_task(keep(name, part), name=name) for name, part in parts.items()]
+                self._running = [tasks.create_task(keep(name, part), name=name) for name, part in parts.items()]
                 await self.stopping.wait()
                 service.notify("STOPPING=1")
                 await self.runner.stop_ours()
-                for task in [*running, *self._slot_tasks.values()]:
+                for task in self._running:
                     task.cancel()
         finally:
             self.news.close()
@@ -158,16 +158,15 @@ class Agent:
         cores = max(1, len(os.sched_getaffinity(0)) // max(1, slots))  # each model its share: decision 0086
         return Device(found=line.welcome.found, cores=cores, power_mode=self._power_mode, agent=VERSION)
 
-    def swap(self, slot: str) -> plan.Swap:
+    def swap(self, record: SlotRecord) -> plan.Swap:
         """The swap policy of a slot: as set, or by need against free memory, decided once for each wish.
 
         The swap itself takes memory: asked again in the middle of it, the answer would be another.
         """
+        slot, wish = record.slot, record.desired
         wanted = self.settings.slot(slot).swap
         if wanted != "auto":
             return plan.Swap(wanted)
-        record = self.ledger.get("slot", slot, SlotRecord)
-        wish = record.desired if record is not None else None
         if slot not in self._swaps or self._swaps[slot][0] != wish:
             self._swaps[slot] = (wish, self._roomy_swap(wish))
         return self._swaps[slot][1]
@@ -178,14 +177,9 @@ class Agent:
         room = host.readings(self.settings.state).memory_available_mb
         return plan.Swap.AVAILABILITY if room > TWICE * need else plan.Swap.RESOURCE
 
-    def note(self) -> None:
-        """Something that is shown has changed."""
-        self.changed.post(self.changed.value + 1)
-
     def _begin(self) -> None:
         self._swaps: dict[str, tuple[object, plan.Swap]] = {}
         self._power_mode = host.readings(self.settings.state).power_mode
-        self._slot_tasks: dict[str, asyncio.Task[None]] = {}
         with contextlib.suppress(OSError, EdgeError):  # tidying; a disk that refuses shows elsewhere
             files.remove_temps(self.settings.state)
             self.copies.free_of_strays()
@@ -197,27 +191,24 @@ class Agent:
 
     async def _poll(self) -> None:
         """Ask the store now and then, when somebody wants it, and when a folder says that it has news."""
-        with folder_watch.watched(self.settings.store.url, lambda: self.news.post(self.intake.poll_now.set)):
-            await self._keep_polling()
-
-    async def _keep_polling(self) -> None:
-        failures = 0
-        while True:
-            self.intake.poll_now.clear()
-            try:
-                await self.intake.poll()
-            except EdgeError as error:
-                failures += 1
-                if failures == 1:
-                    await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
-            else:
-                failures = 0
-            self.note()
-            poll_s = self.settings.store.poll_s
-            spread = poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff.wait_s(failures, POLL_AGAIN_S, poll_s) if failures else spread):
-                    await self.intake.poll_now.wait()
+        store, failures = self.settings.store, 0
+        with folder_watch.watched(store.url, lambda: self.news.post(self.intake.poll_now.set)):
+            while True:
+                self.intake.poll_now.clear()
+                try:
+                    await self.intake.poll()
+                except EdgeError as error:
+                    failures += 1
+                    if failures == 1:
+                        await asyncio.to_thread(self.news.tell, "store", outcome="failed", reason=str(error))
+                else:
+                    failures = 0
+                self.changed.post(None)
+                spread_s = store.poll_s * random.uniform(0.8, 1.0)  # noqa: S311  fleets must not poll in step
+                wait_s = backoff.wait_s(failures, POLL_AGAIN_S, store.poll_s) if failures else spread_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self.intake.poll_now.wait()
 
     async def _keep_slots(self, tasks: asyncio.TaskGroup) -> None:
         """One task for each slot that is or was ever wanted; what a change of mind left half fetched is removed."""
@@ -227,11 +218,11 @@ class Agent:
                 if slot not in self.reconcilers:
                     reconciler = Reconciler(
                         slot, self.intake.desired, self.swap, self.ledger, self.steps, self.runner, self.news,
-                        self.device, self.note,
+                        self.device, self.changed,
                     )  # fmt: skip
                     self.reconcilers[slot] = reconciler
-                    self._slot_tasks[slot] = tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}")
-            self.note()
+                    self._running.append(tasks.create_task(keep(slot, reconciler.run), name=f"slot {slot}"))
+            self.changed.post(None)
 
     async def _beat(self) -> None:
         """Tell systemd that we are up, and that the loop turns."""
@@ -283,9 +274,3 @@ class Agent:
             self.intake.refuse(
                 "state", f"another agent is at the broker as {name}: find it, and enrol it anew as another"
             )
-
-    async def _end_benches(self) -> None:
-        """End what the bench of an earlier life left in the runner."""
-        async for line in self.runner.line.changes():
-            if line is not None:
-                await self.bench.clean(line.facts)

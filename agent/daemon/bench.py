@@ -7,7 +7,7 @@ that dies here leaves a seat that the next one ends.
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from agent.core.candidate import Failure, judge
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import Facts, Load, Place, Trial, Tried, Unload
 from agent.core.records import Device, ReleaseRecord
+from agent.core.release import Config, Ref
 from agent.core.slot import SlotRecord
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.state import Measured
@@ -34,9 +35,7 @@ class Bench:
     steps: Steps
     runner: RunnerLink
     device: Callable[[], Device | None]
-
-    def __post_init__(self) -> None:
-        self._one = asyncio.Lock()
+    _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, slot: str) -> tuple[Measured, ...]:
         """Every candidate of what the slot serves, measured now, in the config's order.
@@ -48,20 +47,20 @@ class Bench:
         device = self.device()
         if device is None:
             raise TransferError("edge-runner is not there yet; try again")
-        release = self._release(slot)
-        assert release.config is not None
+        ref, config = self._subject(slot)
         async with self._one:
-            places = [Place(ref=release.ref, candidate=one) for one in device.candidates(release.config)]
-            return tuple([await self._measure(slot, place, release, device) for place in places])
+            places = [Place(ref=ref, candidate=one) for one in device.candidates(config)]
+            return tuple([await self._measure(slot, place, config, device) for place in places])
 
-    async def clean(self, facts: Facts) -> None:
-        """End the seats that a bench left behind."""
-        left = [(slot, seat.place) for slot, one in facts.slots.items() if slot.endswith(SHADOW) for seat in one.seats]
-        for slot, place in left:
-            await self._end(slot, place)
+    async def clean(self) -> None:
+        """End what the bench of an earlier life left in the runner, until cancelled."""
+        async for line in self.runner.line.changes():
+            facts = line.facts if line is not None else Facts()
+            for slot, one in facts.slots.items():
+                for seat in one.seats if slot.endswith(SHADOW) else ():
+                    await self._end(slot, seat.place)
 
-    async def _measure(self, slot: str, place: Place, release: ReleaseRecord, device: Device) -> Measured:
-        assert release.config is not None
+    async def _measure(self, slot: str, place: Place, config: Config, device: Device) -> Measured:
         version = "".join(one.version for one in device.found if one.backend is place.candidate.backend)
         measured = Measured(release=place.ref.name, candidate=place.candidate, version=version)
         try:
@@ -75,17 +74,17 @@ class Bench:
         finally:
             await self._end(slot + SHADOW, place)
         assert isinstance(reply, Tried), reply
-        return replace(measured, evidence=reply.evidence, failure=judge(reply.evidence, release.config.gates))
+        return replace(measured, evidence=reply.evidence, failure=judge(reply.evidence, config.gates))
 
     async def _end(self, slot: str, place: Place) -> None:
         with contextlib.suppress(BackendError, TransferError):
             await self.runner.ask(Unload(slot=slot, place=place))
 
-    def _release(self, slot: str) -> ReleaseRecord:
+    def _subject(self, slot: str) -> tuple[Ref, Config]:
         record = self.ledger.get("slot", slot, SlotRecord)
         serving = self.runner.slot(slot).serving
         wanted = serving.ref if serving is not None else record.desired if record is not None else None
         release = self.ledger.get("release", wanted.digest, ReleaseRecord) if wanted is not None else None
-        if release is None or not release.verified:
+        if release is None or release.config is None:
             raise InputError(f"slot {slot}: nothing is verified here yet; see `edge-agent status`")
-        return release
+        return release.ref, release.config

@@ -20,10 +20,9 @@ class Board(Generic[T]):
         self._turned.set()
         self._turned = asyncio.Event()
 
-    async def turned(self) -> T:
-        """The next value that is posted."""
+    async def turned(self) -> None:
+        """Until the next value is posted."""
         await self._turned.wait()
-        return self.value
 
     async def changes(self) -> AsyncIterator[T]:
         """The current value, then each later one; a slow reader skips to the newest."""

@@ -48,7 +48,7 @@ def main() -> None:
     """The command."""
     arguments = parser().parse_args()
     try:
-        sys.exit(arguments.call(arguments))
+        sys.exit(arguments.call(read_settings(arguments.config), arguments))
     except (EdgeError, BaseExceptionGroup) as error:
         cause = first(error) if isinstance(error, BaseExceptionGroup) else error
         if not isinstance(cause, EdgeError):
@@ -95,9 +95,8 @@ def add(commands, name, call, text) -> argparse.ArgumentParser:  # type: ignore[
     return one
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(settings: Settings, _: argparse.Namespace) -> int:
     """The daemon, until SIGTERM or SIGINT."""
-    settings = read_settings(arguments.config)
     level = os.environ.get("EDGE_LOG", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise InputError(f"EDGE_LOG={level}: not a log level; write DEBUG, INFO, WARNING or ERROR")
@@ -138,9 +137,8 @@ def lock(folder: Path) -> None:
         raise InputError(f"{folder}: another agent runs with this state folder; stop it first") from error
 
 
-def status(arguments: argparse.Namespace) -> int:
+def status(settings: Settings, arguments: argparse.Namespace) -> int:
     """The table, once or until Ctrl-C."""
-    settings = read_settings(arguments.config)
     if arguments.json:
         print(json.dumps(json.loads(raw_state(settings)), indent=2))
         return 0
@@ -158,16 +156,15 @@ def status_now(settings: Settings) -> RenderableType:
     return show.status(read_state(settings), datetime.now(UTC))
 
 
-def why(arguments: argparse.Namespace) -> int:
+def why(settings: Settings, arguments: argparse.Namespace) -> int:
     """The reasons."""
-    state = read_state(read_settings(arguments.config))
+    state = read_state(settings)
     Console().print(show.why(state, slots_of(arguments.slot, state.slots)))
     return 0
 
 
-def bench(arguments: argparse.Namespace) -> int:
+def bench(settings: Settings, arguments: argparse.Namespace) -> int:
     """Fresh figures."""
-    settings = read_settings(arguments.config)
     if arguments.write is not None:
         with files.saying_why(arguments.write):
             arguments.write.mkdir(parents=True, exist_ok=True)
@@ -186,16 +183,15 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def sync(arguments: argparse.Namespace) -> int:
+def sync(settings: Settings, _: argparse.Namespace) -> int:
     """One poll."""
-    asked(read_settings(arguments.config), Verb.SYNC, None, ASK_S)
+    asked(settings, Verb.SYNC, None, ASK_S)
     print("synced")
     return 0
 
 
-def pull(arguments: argparse.Namespace) -> int:
+def pull(settings: Settings, _: argparse.Namespace) -> int:
     """One poll, and all that follows from it; Ctrl-C ends the watching, not the work."""
-    settings = read_settings(arguments.config)
     asked(settings, Verb.SYNC, None, ASK_S)
     began = datetime.now(UTC)
     state = follow(settings, lambda state: state.at > began and all(map(show.has_ended, state.slots.values())))
@@ -206,9 +202,9 @@ def pull(arguments: argparse.Namespace) -> int:
     return 0 if all(map(show.is_wanted, state.slots.values())) else 1
 
 
-def bring(arguments: argparse.Namespace) -> int:
+def bring(settings: Settings, arguments: argparse.Namespace) -> int:
     """A file in the store's place."""
-    settings, file = read_settings(arguments.config), arguments.file.resolve()
+    file = arguments.file.resolve()
     question = Question(verb=Verb.SYNC, file=str(file))
     ask(
         settings.run / "control.sock", question, IMPORT_S,
@@ -241,19 +237,19 @@ def follow(settings: Settings, has_ended: Callable[[State], bool]) -> State:
             time.sleep(FOLLOW_S)
 
 
-def retry(arguments: argparse.Namespace) -> int:
+def retry(settings: Settings, arguments: argparse.Namespace) -> int:
     """Chances again."""
-    result = asked(read_settings(arguments.config), Verb.RETRY, arguments.slot, ASK_S)
+    result = asked(settings, Verb.RETRY, arguments.slot, ASK_S)
     print("tried again: " + (", ".join(result["reopened"]) or "nothing was rejected for a reason that may pass"))
     return 0
 
 
-def examine(arguments: argparse.Namespace) -> int:
+def examine(settings: Settings, _: argparse.Namespace) -> int:
     """The findings; exit 1 when something needed is not so."""
     from agent.daemon import doctor  # noqa: PLC0415 - as above
 
     console, needed = Console(), True
-    for finding in doctor.examine(read_settings(arguments.config)):
+    for finding in doctor.examine(settings):
         optional = finding.what.startswith("backend")
         mark = "[green]✓[/]" if finding.fine else "[dim]-[/]" if optional else "[red]✗[/]"
         console.print(show.finding(mark, finding.what, finding.says))

@@ -8,7 +8,6 @@
 """
 
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,9 +53,6 @@ class Commands:
     ledger: Ledger
     news: News
 
-    def __post_init__(self) -> None:
-        self._one = threading.Lock()
-
     def resume(self) -> None:
         """Take up the jobs that an earlier life of the agent accepted and did not finish."""
         for known in self.ledger.all("command", Known).values():
@@ -73,18 +69,18 @@ class Commands:
         if matched is None:
             self.intake.refuse("command", f"topic {message.topic!r} names no command id")
             return
-        with self._one, self.intake.moving:
+        with self.intake.moving:
             known = self.ledger.get("command", matched["id"], Known)
             reply = known.reply if known is not None else self._judge(message, matched["id"])
         self.news.reply(reply)
         if reply.status in {"rejected", "expired"}:
             self.intake.refuse("command", reply.reason)
 
-    def finish(self, name: str, reply: Reply) -> None:
+    def finish(self, reply: Reply) -> None:
         """The last word on a command that was believed."""
-        known = self.ledger.get("command", name, Known)
+        known = self.ledger.get("command", reply.id, Known)
         if known is not None:
-            self.ledger.put("command", name, replace(known, reply=reply))
+            self.ledger.put("command", reply.id, replace(known, reply=reply))
         self.news.reply(reply)
 
     def _judge(self, message: Message, name: str) -> Reply:
@@ -95,7 +91,7 @@ class Commands:
             return refusal(name, "no keys or no policy is known yet: the next contact to the store brings them")
         floors = self.ledger.all("counter", int)
         device, group, policy = self.intake.device, self.intake.group, self.intake.policy
-        command = believe_command(message.payload, trusted.targets, device, {group}, floors, self.intake.now(), policy)
+        command = believe_command(message.payload, trusted.targets, device, group, floors, self.intake.now(), policy)
         if isinstance(command, Refusal):
             return Reply(id=name, status=command.status, reason=command.reason)
         if command.id != name:

@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.adapters import files, host
 from agent.adapters.ledger import Ledger
 from agent.adapters.seat_process import ask_seat, find_backends
-from agent.adapters.store import Missing, open_store
+from agent.adapters.store import Missing, StoreSettings, open_store
 from agent.core.candidate import Found
 from agent.core.documents import Document, from_json
 from agent.core.errors import EdgeError, TransferError
@@ -38,7 +38,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield checked("pinned root", lambda: root_version(Path(settings.root)))
     yield checked("state folder", lambda: writable(settings.state))
     yield checked("ledger", lambda: ledger(settings.state / "ledger.db"))
-    yield checked("store", lambda: store(settings))
+    yield checked("store", lambda: store(settings.store))
     if (broker := settings.broker) is not None:
         yield checked("broker", lambda: reachable(broker.host, broker.port))
     yield clock()
@@ -91,9 +91,8 @@ def ledger(path: Path) -> str:
     return f"{path}: whole"
 
 
-def store(settings: Settings) -> str:
+def store(one: StoreSettings) -> str:
     """Whether the store answers."""
-    one = settings.store
     try:
         content = open_store(one).read("metadata/timestamp.json", 64 * 1024)
     except Missing as error:

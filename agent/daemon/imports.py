@@ -37,7 +37,7 @@ class Imports:
     ledger: Ledger
     news: News
     reconcilers: Mapping[str, Reconciler]
-    changed: Board[int]
+    changed: Board[None]
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tried: set[tuple[Path, int]] = field(default_factory=set)
 
@@ -95,7 +95,7 @@ class Imports:
                 return
             for slot, ref in missing.items():
                 reconciler = self.reconcilers.get(slot)
-                if reconciler is not None and reconciler.tries(ref) >= TRIES:
+                if reconciler is not None and reconciler.tries[ref] >= TRIES:
                     raise TransferError(f"{ref.name}: {reconciler.view.reason}")
 
     def _is_here(self, digest: str) -> bool:

@@ -63,7 +63,7 @@ class Intake:
         self.trusted: Trusted | None = None
         self.policy: Policy | None = None  # that `trusted` lists
         self.store = self.ledger.get("trust", "store", StoreState) or StoreState()
-        self.refused: Board[str] = Board("")
+        self.refused = ""  # what was not believed last, and why
         self.desired: Board[Mapping[str, SlotRecord]] = Board(self.ledger.all("slot", SlotRecord))
         self.poll_now = asyncio.Event()
         self.moving = threading.Lock()  # intent is moved by one thread at a time
@@ -245,8 +245,8 @@ class Intake:
 
     def refuse(self, what: str, reason: str) -> None:
         """Write down what was not believed."""
-        self.news.tell("refused", reason=f"{what}: {reason}")
-        self.news.post(lambda: self.refused.post(f"{what}: {reason}"))
+        said = self.refused = f"{what}: {reason}"
+        self.news.tell("refused", reason=said)
 
     def publish(self, records: Mapping[str, SlotRecord]) -> None:
         """Show new intent to those who act on it."""

@@ -43,7 +43,7 @@ class Jobs:
     bench: Bench
     reconcilers: Mapping[str, Reconciler]
     report: Callable[[], Awaitable[None]]
-    changed: Board[int]
+    changed: Board[None]
 
     async def run(self) -> None:
         """Work until cancelled; what waits in the queue is asked for again by whoever wants it."""
@@ -82,7 +82,7 @@ class Jobs:
             reply = Reply(id=command.id, status="done", result=result)
         except EdgeError as error:
             reply = Reply(id=command.id, status="failed", reason=str(error))
-        await asyncio.to_thread(self.commands.finish, command.id, reply)
+        await asyncio.to_thread(self.commands.finish, reply)
 
     def _slots(self, slot: str | None) -> list[str]:
         return slots_of(slot, self.ledger.all("slot", SlotRecord))
@@ -108,7 +108,7 @@ class Jobs:
             for known in await asyncio.to_thread(self.commands.open):
                 reply = self._outcome(known)
                 if reply is not None:
-                    await asyncio.to_thread(self.commands.finish, known.reply.id, reply)
+                    await asyncio.to_thread(self.commands.finish, reply)
 
     def _outcome(self, known: Known) -> Reply | None:
         """The last word on a command that moved intent, when it can be said."""

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -21,14 +21,13 @@ from agent.adapters.ledger import Ledger
 from agent.core import plan
 from agent.core.candidate import Failure, may_be_busy
 from agent.core.documents import Document
-from agent.core.errors import BackendError, Kind, TransferError
+from agent.core.errors import Kind
 from agent.core.messages import Counters, Facts, Incident, Place
-from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, desired_of, observe, trial_key
+from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, observe, trial_key
 from agent.core.release import Ref
 from agent.core.slot import SlotRecord
 from agent.core.soak import has_evidence, judge_soak, slowed
 from agent.daemon.board import Board
-from agent.daemon.copies import Progress
 from agent.daemon.news import News
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.steps import Later, Never, Outcome, Steps, Success
@@ -61,20 +60,20 @@ class Reconciler:
 
     slot: str
     desired: Board[Mapping[str, SlotRecord]]
-    swap: Callable[[str], plan.Swap]
+    swap: Callable[[SlotRecord], plan.Swap]
     ledger: Ledger
     steps: Steps
     runner: RunnerLink
     news: News
     device: Callable[[], Device | None]
-    changed: Callable[[], None]
+    changed: Board[None]
 
     def __post_init__(self) -> None:
         self.view = SlotView()
         self._not_before: dict[Ref, float] = {}
-        self._tries: Counter[Ref] = Counter()
+        self.tries: Counter[Ref] = Counter()  # how often a release could not be had or handled, since it last could
         self._misses: Counter[Place] = Counter()
-        self._probes: Counter[Place] = Counter()
+        self._probed: set[Place] = set()  # in this soak, for want of requests
         self._lacks_room: Ref | None = None  # a release that was refused for that: the way back makes room for it
         self._told_hot: set[Place] = set()
         self._judged_out: set[Place] = set()  # missed a gate in this soak; the planner moves away from it
@@ -91,9 +90,9 @@ class Reconciler:
             await self._note_incidents(facts.slot(self.slot).incidents, device)
             record = self._record()
             seen = self._observe(record, facts, device)
-            desired = desired_of(record, self.swap(self.slot))
-            if desired.release is not None and desired.release == self._lacks_room:
-                desired = replace(desired, keep=frozenset())
+            makes_room = record.desired is not None and record.desired == self._lacks_room
+            keep = frozenset(place.ref for place in record.good if not makes_room)
+            desired = plan.Desired(record.desired, self.swap(record), record.soak_s, keep)
             step = plan.next_step(desired, seen, time.monotonic())
             if await self._misses_a_gate(seen.serving, record, device):
                 continue
@@ -102,19 +101,10 @@ class Reconciler:
             else:
                 await self._take(step, device)
 
-    @property
-    def progress(self) -> Progress | None:
-        """Of a fetch that runs now."""
-        return self.steps.copies.progress.get(self.slot)
-
-    def tries(self, ref: Ref) -> int:
-        """How often a release could not be had or handled, since it last could."""
-        return self._tries[ref]
-
     def retry(self) -> None:
         """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
         self._not_before.clear()
-        self._tries.clear()
+        self.tries.clear()
         self._misses.clear()
 
     # --- one step ----------------------------------------------------------------------------------------------
@@ -131,7 +121,7 @@ class Reconciler:
         if not isinstance(step, plan.Unload | plan.Prove) or not isinstance(outcome, Success):
             self._tell(step, name, outcome)
         if isinstance(step, plan.Promote) and isinstance(outcome, Success):
-            self._probes.pop(step.place, None)
+            self._probed.discard(step.place)
             self._judged_out.discard(step.place)
             self._told_hot.discard(step.place)
 
@@ -140,9 +130,7 @@ class Reconciler:
         work = asyncio.create_task(self.steps.act(self.slot, step, device), name=f"{self.slot} {step}")
         try:
             while isinstance(step, plan.Fetch) and not work.done():
-                turned = asyncio.create_task(self.desired.turned())
-                await asyncio.wait({work, turned}, return_when=asyncio.FIRST_COMPLETED)
-                turned.cancel()
+                await self._news_or(None, work)
                 if not work.done() and self._record().desired != step.release:
                     return None
             outcome = await work
@@ -157,21 +145,19 @@ class Reconciler:
         if isinstance(step, plan.Fetch):
             self._lacks_room = ref if isinstance(outcome, Later) and outcome.lacks_room else None
         if isinstance(outcome, Success):
-            self._tries.pop(ref, None)
+            self.tries.pop(ref, None)
             if isinstance(step, plan.Confirm):  # chances are counted between two confirmations, not over months
                 self._misses.pop(step.place, None)
-        elif isinstance(outcome, Later):
-            self._back_off(ref)
-        elif isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
+        elif isinstance(outcome, Never) and isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
             await self._miss(step.place, outcome.failure, device)
-        elif isinstance(step, plan.Fetch | plan.Verify):
+        elif isinstance(outcome, Never) and isinstance(step, plan.Fetch | plan.Verify):
             await asyncio.to_thread(self.steps.record_rejection, ref, outcome.failure, device)
         else:
             self._back_off(ref)
 
     def _back_off(self, ref: Ref) -> None:
-        self._tries[ref] += 1
-        self._not_before[ref] = time.monotonic() + backoff.wait_s(self._tries[ref], *BACK_OFF_S)
+        self.tries[ref] += 1
+        self._not_before[ref] = time.monotonic() + backoff.wait_s(self.tries[ref], *BACK_OFF_S)
 
     async def _miss(self, place: Place, failure: Failure, device: Device) -> None:
         """A candidate missed; after its last chance that is a fact. A retried trial is no fact before that."""
@@ -242,17 +228,14 @@ class Reconciler:
         counters = await self._counters()
         if counters is None:
             return False
-        if has_evidence(counters) or self._probes[place]:
+        if has_evidence(counters) or place in self._probed:
             return True
-        try:
-            await self.steps.prove(self.slot, place, device)
-        except BackendError as error:
-            await self._miss_soak(place, Failure.of(error), device)
-        except TransferError:
-            return False
-        else:
-            self._probes[place] += 1
-        return bool(self._probes[place])
+        outcome = await self.steps.act(self.slot, plan.Prove(place), device)
+        if isinstance(outcome, Never):
+            await self._miss_soak(place, outcome.failure, device)
+        elif isinstance(outcome, Success):
+            self._probed.add(place)
+        return isinstance(outcome, Success)
 
     async def _counters(self) -> Counters | None:
         facts = await self.runner.look()
@@ -293,14 +276,14 @@ class Reconciler:
             self._not_before,
         )
 
-    async def _news_or(self, seconds: float | None) -> None:
-        """Until desire or the runner's facts change, or for a time in seconds."""
-        waits = {asyncio.create_task(self.desired.turned()), asyncio.create_task(self.runner.facts.turned())}
+    async def _news_or(self, seconds: float | None, *work: asyncio.Task[Outcome]) -> None:
+        """Until desire or the runner's facts change, or work is done, or for a time in seconds."""
+        turns = {asyncio.create_task(self.desired.turned()), asyncio.create_task(self.runner.facts.turned())}
         try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*turns, *work}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits:
-                wait.cancel()
+            for turn in turns:
+                turn.cancel()
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -308,30 +291,25 @@ class Reconciler:
         view = self.view
         if (view.step, view.working_on, view.reason) != (step, working_on, reason):
             view.step, view.working_on, view.reason, view.since = step, working_on, reason, time.time()
-            self.changed()
+            self.changed.post(None)
 
     def _tell(self, step: plan.Step, name: str, outcome: Outcome) -> None:
         place = getattr(step, "place", None)
         said = {"slot": self.slot, "release": ref_of(step).name, "candidate": str(place.candidate) if place else ""}
         match outcome:
             case Success(reason):
-                reason = self._why_rejected(ref_of(step)) if isinstance(step, plan.Reject) else reason
                 self.news.tell(EVENTS.get(name, name), **said, step=name, outcome="done", reason=reason)
             case Later(reason):
                 self._show(name, subject_of(step), reason)
-                if self._tries[ref_of(step)] == 1:
+                if self.tries[ref_of(step)] == 1:
                     self.news.tell("later", **said, step=name, reason=reason)
             case Never(failure):
                 self._show(name, subject_of(step), failure.reason)
                 self.news.tell("rejected", **said, step=name, outcome=str(failure.kind), reason=failure.reason)
-        self.changed()
+        self.changed.post(None)
 
     def _tell_of(self, kind: str, place: Place, **said: str) -> None:
         self.news.tell(kind, slot=self.slot, release=place.ref.name, candidate=str(place.candidate), **said)
-
-    def _why_rejected(self, ref: Ref) -> str:
-        rejection = self.ledger.get("rejection", ref.digest, Rejection)
-        return rejection.failure.reason if rejection is not None else ""
 
 
 EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "verify": "verified", "trial": "passed",
@@ -340,7 +318,6 @@ EVENTS = {"promote": "swapped", "confirm": "confirmed", "fetch": "stored", "veri
 
 def ref_of(step: plan.Step) -> Ref:
     """The release a step is about."""
-    assert not isinstance(step, plan.Wait)
     return step.release if isinstance(step, plan.OfRelease) else step.place.ref
 
 

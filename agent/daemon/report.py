@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ from agent.daemon.news import News
 from agent.daemon.reconcile import Reconciler, SlotView
 from agent.daemon.runner_link import RunnerLink
 from agent.daemon.settings import Settings
-from agent.daemon.state import BrokerState, Rejections, RunnerState, SlotState, State, Trials, reported, summary
+from agent.daemon.state import BrokerState, RunnerState, SlotState, State, reported, summary
 
 REFRESH_S = 1.0  # counters move while nothing else does
 PROGRESS_S = 5.0  # that bytes came is no news for the fleet more often than this
@@ -58,7 +58,8 @@ class Reporter:
     runner: RunnerLink
     reconcilers: Mapping[str, Reconciler]
     link: Link | None
-    changed: Board[int]
+    progress: Mapping[str, Progress]  # of the fetches that run now, by slot
+    changed: Board[None]
     pulse: Pulse
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Reporter:
 
     async def state(self) -> State:
         """The device as it is."""
-        facts = await self.runner.look()
+        facts = await self.runner.look() or Facts()
         return await asyncio.to_thread(self._gather, facts)
 
     async def _show(self) -> None:
@@ -163,10 +164,10 @@ class Reporter:
 
     # --- gathering -----------------------------------------------------------------------------------------------
 
-    def _gather(self, facts: Facts | None) -> State:
+    def _gather(self, facts: Facts) -> State:
         records = self.ledger.all("slot", SlotRecord)
-        trials = tuple(self.ledger.all("trial", TrialRecord).values())
-        rejections = tuple(self.ledger.all("rejection", Rejection).values())
+        trials = self.ledger.all("trial", TrialRecord).values()
+        rejections = self.ledger.all("rejection", Rejection).values()
         link, line = self.link, self.runner.line.value
         look = host.readings(self.settings.state)
         return State(
@@ -176,7 +177,7 @@ class Reporter:
             pid=os.getpid(),
             at=datetime.now(UTC),
             boot=self.boot,
-            slots={slot: self._slot(record, facts, trials, rejections) for slot, record in records.items()},
+            slots={slot: self._slot(record, facts.slot(slot), trials, rejections) for slot, record in records.items()},
             store=self.intake.store,
             broker=BrokerState(
                 configured=link is not None,
@@ -190,24 +191,24 @@ class Reporter:
                 pid=line.welcome.pid if line is not None else 0,
                 error=self.runner.last_error,
                 found=line.welcome.found if line is not None else (),
-                loop_lag_ms=facts.loop_lag_ms if facts is not None else 0.0,
+                loop_lag_ms=facts.loop_lag_ms,
             ),
             ledger=self.ledger.trouble,
-            refused=self.intake.refused.value,
+            refused=self.intake.refused,
             clock_synchronised=look.clock_synchronised,
             disk_free_mb=look.disk_free_mb,
             loop_lag_ms=self.pulse.lag_ms,
             events=self.news.recent(),
         )
 
-    def _slot(self, record: SlotRecord, facts: Facts | None, trials: Trials, rejections: Rejections) -> SlotState:
-        held = facts.slot(record.slot) if facts is not None else SlotFacts()
+    def _slot(
+        self, record: SlotRecord, held: SlotFacts, trials: Iterable[TrialRecord], rejections: Collection[Rejection]
+    ) -> SlotState:
         reconciler = self.reconcilers.get(record.slot)
         view = reconciler.view if reconciler is not None else SlotView(step="")
-        progress = (reconciler.progress if reconciler is not None else None) or Progress()
+        progress = self.progress.get(record.slot, Progress())
         place = held.serving
-        refs = {ref for ref in (record.desired, place.ref if place else None) if ref is not None}
-        refs |= {good.ref for good in record.good}
+        refs = {record.desired, place.ref if place else None, *(good.ref for good in record.good)}
         newest = sorted(rejections, key=lambda one: str(one.at))[-REJECTIONS_SHOWN:]
         return SlotState(
             slot=record.slot,

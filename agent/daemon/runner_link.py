@@ -63,7 +63,7 @@ class RunnerLink:
                 self.facts.post(None)
                 await line.close()
 
-    async def ask(self, order: Order, descriptors: tuple[int, ...] = ()) -> tuple[Reply, list[int]]:
+    async def ask(self, order: Order) -> tuple[Reply, list[int]]:
         """The runner's answer; a refusal is raised.
 
         Raises:
@@ -73,7 +73,7 @@ class RunnerLink:
         line = self.line.value
         if line is None:
             raise TransferError(self.last_error or "edge-runner is not there yet")
-        reply, received = await line.ask(order, descriptors)
+        reply, received = await line.ask(order)
         if isinstance(reply, Refused):
             if reply.failure.kind is Kind.STALE:
                 raise TransferError(reply.failure.reason)

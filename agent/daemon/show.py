@@ -62,17 +62,13 @@ def slots(state: State) -> Table:
     for name in ("slot", "serves", "on", "state"):
         table.add_column(name, overflow="fold")
     for slot in state.slots.values():
-        table.add_row(*row(slot))
+        name = slot.serving.removeprefix(f"{slot.slot}_")  # begins with its task, which is the slot
+        word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
+        serves = (name, slot.candidate, word) if name else (Text("nothing", style=BAD),)
+        table.add_row(slot.slot, *serves)
         table.add_row("", Text(figures(slot), style=DIM))
         table.add_row("", Text(doing(slot), style=DIM))
     return table
-
-
-def row(slot: SlotState) -> tuple[RenderableType, ...]:
-    """What a slot serves."""
-    word = Text("confirmed", style=GOOD) if slot.confirmed else Text("soaking", style="yellow")
-    nothing = Text("nothing", style=BAD)
-    return (slot.slot, short(slot.serving, slot.slot) or nothing, slot.candidate, word if slot.serving else "")
 
 
 def figures(slot: SlotState) -> str:
@@ -84,11 +80,6 @@ def figures(slot: SlotState) -> str:
     if latency is not None:
         parts.append(f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
     return ", ".join(parts)
-
-
-def short(release: str, slot: str) -> str:
-    """A release's name without its task, which is the slot."""
-    return release.removeprefix(f"{slot}_")
 
 
 def doing(slot: SlotState) -> str:

@@ -16,9 +16,6 @@ from agent.core.records import Rejection, TrialRecord
 from agent.core.slot import SlotRecord
 from agent.daemon.news import Event
 
-Trials = tuple[TrialRecord, ...]
-Rejections = tuple[Rejection, ...]
-
 
 class StoreState(Document):
     """How the last contact to the store went."""
@@ -63,8 +60,8 @@ class SlotState(Document, kw_only=True):
     counters: Counters = Counters()
     fetched: int = 0
     fetch_size: int = 0
-    trials: Trials = ()
-    rejections: Rejections = ()
+    trials: tuple[TrialRecord, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
 
 
 class BrokerState(Document):

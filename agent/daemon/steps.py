@@ -7,7 +7,7 @@ takes up, a seat that is loaded, a ledger without the fact. Blocking work goes t
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -62,9 +62,7 @@ class Steps:
     runner: RunnerLink
     hold_s: Callable[[str], float]
     moving: threading.Lock  # whoever moves a slot's record holds it
-
-    def __post_init__(self) -> None:
-        self._handing_over = asyncio.Lock()
+    _handing_over: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def act(self, slot: str, step: plan.Step, device: Device) -> Outcome:
         """What came of one step."""
@@ -87,7 +85,7 @@ class Steps:
             case plan.Trial(place):
                 return self._try(slot, place, device)
             case plan.Prove(place):
-                return self.prove(slot, place, device)
+                return self._prove(slot, place, device)
             case plan.Promote(place, fallback):
                 hold_s = self.hold_s(slot)
                 return self.runner.ask(messages.Promote(slot=slot, place=place, fallback=fallback, hold_s=hold_s))
@@ -99,8 +97,6 @@ class Steps:
                 return asyncio.to_thread(self.copies.delete, release)
             case plan.Reject(release):
                 return asyncio.to_thread(self._reject, release, device)
-            case plan.Wait():
-                raise AssertionError("waiting is not done here")
 
     async def _verify(self, slot: str, ref: Ref, device: Device) -> None:
         config = await asyncio.to_thread(self.copies.verify, slot, ref)
@@ -117,25 +113,22 @@ class Steps:
         await self.hold(place.ref)
         return await self.engines.load(messages.Load(slot=slot, place=place), device)
 
-    async def prove(self, slot: str, place: Place, device: Device) -> None:
+    async def _prove(self, slot: str, place: Place, device: Device) -> None:
         """Have a loaded seat compute its golden samples; what it built is kept."""
         _, engine = await self.runner.ask(messages.Prove(slot=slot, place=place))
         await asyncio.to_thread(self.engines.keep, place, device, engine, self.copies.room())
 
     async def hold(self, ref: Ref) -> None:
-        """Make the runner hold a release that is verified here."""
+        """Make the runner hold a release that is verified here: opened into memory files that it made."""
         async with self._handing_over:  # a bench and a swap may want the same release
             facts = self.runner.facts.value
-            if facts is None or ref not in facts.held:
-                await self._hand_over(ref)
-                await self.runner.look()
-
-    async def _hand_over(self, ref: Ref) -> None:
-        """Open the sealed release into memory files that the runner made."""
-        opener = await asyncio.to_thread(self.copies.open, ref)
-        _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
-        await asyncio.to_thread(self.copies.blaming, ref, lambda: pour(opener, received))
-        await self.runner.ask(messages.Seal(ref=ref))
+            if facts is not None and ref in facts.held:
+                return
+            opener = await asyncio.to_thread(self.copies.open, ref)
+            _, received = await self.runner.ask(messages.Offer(ref=ref, parts=announced(opener)))
+            await asyncio.to_thread(self.copies.blaming, ref, lambda: pour(opener, received))
+            await self.runner.ask(messages.Seal(ref=ref))
+            await self.runner.look()
 
     async def _try(self, slot: str, place: Place, device: Device) -> None:
         key, release = device.key(place.candidate), self.copies.release(place.ref)
@@ -170,24 +163,25 @@ class Steps:
             trial = replace(trial, scaled_fps=trial.beside.ratio * served.speed)
         self.ledger.put("trial", trial_key(trial.place), trial)
 
-    def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> None:
+    def record_rejection(self, ref: Ref, failure: Failure, device: Device) -> Rejection:
         """A release that is not tried again while this holds. What was withdrawn meanwhile stays so."""
         known = self.ledger.get("rejection", ref.digest, Rejection)
         if known is not None and known.failure.kind is Kind.WITHDRAWN:
-            return
+            return known
         key = "" if failure.kind.is_final else device.state
         rejection = Rejection(ref=ref, failure=failure, key=key, at=datetime.now(UTC))
         self.ledger.put_all([("rejection", ref.digest, rejection)], precious=True)
+        return rejection
 
-    def _reject(self, ref: Ref, device: Device) -> None:
+    def _reject(self, ref: Ref, device: Device) -> str:
         """No candidate is left: the reasons are theirs; it is final only when all of them are."""
         trials = self.ledger.all("trial", TrialRecord).values()
         failures = [(one.place.candidate, one.failure) for one in trials if one.place.ref == ref and one.failure]
-        kinds = [failure.kind for _, failure in failures]
-        passing = next((kind for kind in kinds if not kind.is_final), None)
-        kind = passing or (kinds[0] if kinds else Kind.BACKEND)
+        kinds = (failure.kind for _, failure in failures)
+        kind = min(kinds, key=lambda one: one.is_final, default=Kind.BACKEND)
         reason = "; ".join(f"{candidate}: {failure.reason}" for candidate, failure in failures)
-        self.record_rejection(ref, Failure(kind=kind, reason=reason or "no backend of this device can run it"), device)
+        failure = Failure(kind=kind, reason=reason or "no backend of this device can run it")
+        return self.record_rejection(ref, failure, device).failure.reason
 
     def _is_last_good(self, slot: str, ref: Ref) -> bool:
         record = self.ledger.get("slot", slot, SlotRecord)

@@ -5,7 +5,7 @@ bound to the operators' key set, so that a counter burnt by a stolen key is void
 on a command stores its counter durably first. A redelivered command is known by its id before it comes here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -14,7 +14,7 @@ from tuf.api.metadata import Targets
 from agent.core.documents import Document
 from agent.core.errors import TrustError
 from agent.core.intent import COMMAND_TYPE, Command, Policy
-from agent.trust.envelope import Envelope, keyset, parse_bounded, parse_signed, verify
+from agent.trust.envelope import keyset, open_envelope, parse_signed
 from agent.trust.policy import check_act
 
 COMMAND_BYTES = 16 * 1024  # an envelope with five signatures is under 2 KB
@@ -33,7 +33,7 @@ def believe_command(
     raw: bytes,
     targets: Targets,
     device: str,
-    groups: Collection[str],
+    group: str,
     floors: Mapping[str, int],
     now: datetime,
     policy: Policy | None = None,
@@ -43,15 +43,15 @@ def believe_command(
     `floors` holds the highest counter taken under each `floor_key`.
     """
     try:
-        envelope = parse_bounded(Envelope, raw, COMMAND_BYTES, f"{ROLE} envelope")
-        opened = verify(envelope, COMMAND_TYPE, ROLE, targets)
+        opened = open_envelope(raw, COMMAND_TYPE, ROLE, targets, COMMAND_BYTES)
         command = parse_signed(Command, opened.payload, "command")
-        for group in groups:  # a command to a device is one to its group, as far as the policy goes
-            check_act(policy, opened, command.verb, group, now)
+        check_act(policy, opened, command.verb, group, now)  # of the device's group, though it be to the device alone
+        check_turn(command, device, group, floors.get(floor_key(command.scope, targets), 0), now)
     except TrustError as error:
         return Refusal(status="rejected", reason=str(error))
-    floor = floors.get(floor_key(command.scope, targets), 0)
-    return refused(command, device, groups, floor, now) or command
+    if now - SKEW > command.expires:
+        return Refusal(status="expired", reason=f"expired {command.expires.isoformat()}; send it again")
+    return command
 
 
 def floor_key(scope: str, targets: Targets) -> str:
@@ -59,17 +59,13 @@ def floor_key(scope: str, targets: Targets) -> str:
     return f"{scope}@{keyset(targets, ROLE)}"
 
 
-def refused(command: Command, device: str, groups: Collection[str], floor: int, now: datetime) -> Refusal | None:
-    """For somebody else, not newer than one that was taken, over, or from the future."""
-    status: Literal["rejected", "expired"] = "rejected"
-    if command.scope not in {f"device:{device}", *(f"group:{group}" for group in groups)}:
-        reason = f"the command is for {command.scope}; this is device:{device}"
-    elif command.counter <= floor:
-        reason = f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"
-    elif command.issued > now + SKEW:
-        reason = f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks"
-    elif now - SKEW > command.expires:
-        status, reason = "expired", f"expired {command.expires.isoformat()}; send it again"
-    else:
-        return None
-    return Refusal(status=status, reason=reason)
+def check_turn(command: Command, device: str, group: str, floor: int, now: datetime) -> None:
+    """Raises TrustError where it is for somebody else, not newer than one that was taken, or from the future."""
+    if command.scope not in {f"device:{device}", f"group:{group}"}:
+        raise TrustError(f"the command is for {command.scope}; this is device:{device}")
+    if command.counter <= floor:
+        raise TrustError(
+            f"counter {command.counter} is not above {floor}, which {command.scope} has taken; sign it anew"
+        )
+    if command.issued > now + SKEW:
+        raise TrustError(f"issued {command.issued.isoformat()}, but it is {now.isoformat()} here; check both clocks")

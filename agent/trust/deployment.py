@@ -64,7 +64,7 @@ class Deployment(Document):
     rollout: Rollout
     wave: Wave
     taken: Taken
-    same: bool  # it is the pair that was taken last
+    same: bool  # it is the pair that was taken last, whoever signed it: new keys move nobody
 
 
 def believe_deployment(
@@ -80,13 +80,14 @@ def believe_deployment(
     rollout = parse_signed(Rollout, opened.payload, "rollout")
     opened_wave = verify(pair.wave, WAVE_TYPE, "controller", targets)
     wave = parse_signed(Wave, opened_wave.payload, "wave")
-    check_match(rollout, opened.digest, wave, group)
+    check_halves(rollout, wave, group, now)
+    check_match(rollout, opened.digest, wave)
     check_names(rollout)
-    check_issued(rollout, wave, now)
     floor = standing(last, targets)
     taken = remember(rollout, opened, wave, opened_wave, now, last)
-    same = check_counters(taken, floor) or is_same(taken, last)
+    same = (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
     if not same:
+        check_counters(taken, floor)
         check_reach(rollout, wave, floor if floor.rollout_digest == opened.digest else None)
     if last.rollout_digest != opened.digest:
         check_act(policy, opened, "rollout", group, now)
@@ -123,13 +124,21 @@ def standing(floor: Taken, targets: Targets) -> Taken:
     return floor
 
 
-def check_match(rollout: Rollout, digest: str, wave: Wave, group: str) -> None:
-    """Both are for this group, and the wave stays inside this rollout."""
-    for kind, named in (("rollout", rollout.group), ("wave", wave.group)):
-        if named != group:
+def check_halves(rollout: Rollout, wave: Wave, group: str, now: datetime) -> None:
+    """Both are for this group, and neither comes from the future."""
+    for kind, half in (("rollout", rollout), ("wave", wave)):
+        if half.group != group:
             raise TrustError(
-                f"{kind} {named}: this device is of group {group}; somebody serves it another's deployment"
+                f"{kind} {half.group}: this device is of group {group}; somebody serves it another's deployment"
             )
+        if half.issued > now + AHEAD:
+            raise TrustError(
+                f"{kind}: issued {half.issued.isoformat()}, in the future of {now.isoformat()}; check both clocks"
+            )
+
+
+def check_match(rollout: Rollout, digest: str, wave: Wave) -> None:
+    """The wave stays inside this rollout."""
     if wave.rollout != digest:
         raise TrustError(
             f"wave {wave.counter}: names the rollout {wave.rollout[:12]}, but comes with {digest[:12]}; "
@@ -149,34 +158,17 @@ def check_names(rollout: Rollout) -> None:
                 raise TrustError(f"rollout {rollout.counter}: {error}; sign it anew") from error
 
 
-def check_issued(rollout: Rollout, wave: Wave, now: datetime) -> None:
-    """Neither half comes from the future."""
-    for kind, issued in (("rollout", rollout.issued), ("wave", wave.issued)):
-        if issued > now + AHEAD:
-            raise TrustError(
-                f"{kind}: issued {issued.isoformat()}, in the future of {now.isoformat()}; check both clocks"
-            )
-
-
-def check_counters(taken: Taken, floor: Taken) -> bool:
-    """Whether it is the pair taken last; raises unless it is that or a newer one."""
+def check_counters(taken: Taken, floor: Taken) -> None:
+    """It is newer than what was taken."""
     if taken.rollout == floor.rollout and taken.rollout_digest != floor.rollout_digest:
         raise TrustError(
             f"rollout {taken.rollout}: another rollout with this counter was taken; sign it with a higher one"
         )
-    if (taken.rollout, taken.wave) > (floor.rollout, floor.wave):
-        return False
-    if is_same(taken, floor):
-        return True
-    raise Replayed(
-        f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was taken; "
-        "somebody replays it, or its author must sign it with a higher counter"
-    )
-
-
-def is_same(taken: Taken, last: Taken) -> bool:
-    """Whether it is the pair taken last, whoever signed it: new keys move nobody."""
-    return (taken.rollout_digest, taken.wave_digest) == (last.rollout_digest, last.wave_digest)
+    if (taken.rollout, taken.wave) <= (floor.rollout, floor.wave):
+        raise Replayed(
+            f"deployment ({taken.rollout}, {taken.wave}): not newer than ({floor.rollout}, {floor.wave}), which was "
+            "taken; somebody replays it, or its author must sign it with a higher counter"
+        )
 
 
 def check_reach(rollout: Rollout, wave: Wave, last: Taken | None) -> None:

@@ -53,14 +53,14 @@ class Opened(Document):
         return hashlib.sha256(self.payload).hexdigest()
 
 
-def open_envelope(raw: bytes, payload_type: str, role: str, targets: Targets, limit: int) -> bytes:
-    """The signed payload.
+def open_envelope(raw: bytes, payload_type: str, role: str, targets: Targets, limit: int) -> Opened:
+    """The signed payload and its signers.
 
     Raises:
         TrustError: too long, malformed, of another type, or not signed by enough keys of the role.
     """
     envelope = parse_bounded(Envelope, raw, limit, f"{role} envelope")
-    return verify(envelope, payload_type, role, targets).payload
+    return verify(envelope, payload_type, role, targets)
 
 
 def parse_bounded(kind: type[T], raw: bytes, limit: int, where: str) -> T:

@@ -66,7 +66,7 @@ def believe_grant(raw: bytes, targets: Targets, device: str, group: str) -> Gran
     Raises:
         TrustError: not signed by `grants`, or for another device or group.
     """
-    grant = parse_signed(Grant, open_envelope(raw, GRANT_TYPE, "grants", targets, GRANT_BYTES), "grant")
+    grant = parse_signed(Grant, open_envelope(raw, GRANT_TYPE, "grants", targets, GRANT_BYTES).payload, "grant")
     if (grant.device, grant.group) != (device, group):
         raise TrustError(
             f"grant: it is for {grant.device} of {grant.group}; this is {device} of {group}: enrol it anew"

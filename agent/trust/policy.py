@@ -70,4 +70,4 @@ def matches(patterns: Iterable[str], word: str) -> bool:
 def believe_withdrawn(raw: bytes, targets: Targets) -> Withdrawn:
     """The releases that were withdrawn; raises TrustError unless `operators-critical` signed it."""
     opened = open_envelope(raw, WITHDRAWN_TYPE, "operators-critical", targets, WITHDRAWN_BYTES)
-    return parse_signed(Withdrawn, opened, WITHDRAWN_PATH)
+    return parse_signed(Withdrawn, opened.payload, WITHDRAWN_PATH)

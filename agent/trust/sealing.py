@@ -219,13 +219,11 @@ class Opener:
 
     def _blocks(self, part: SealedPart) -> Iterator[memoryview]:
         for start in range(0, part.size, BLOCK_BYTES):
-            yield ungrouped(self._exactly(min(BLOCK_BYTES, part.size - start), part.name), part.group)
-
-    def _exactly(self, length: int, part: str) -> bytes:
-        block = self._read(length)
-        if len(block) != length:
-            raise TrustError(f"{self._path}: {part} ends early; publish it anew")
-        return block
+            length = min(BLOCK_BYTES, part.size - start)
+            block = self._read(length)
+            if len(block) != length:
+                raise TrustError(f"{self._path}: {part.name} ends early; publish it anew")
+            yield ungrouped(block, part.group)
 
     def _read(self, length: int) -> bytes:
         try:
@@ -249,23 +247,18 @@ class Plaintext:
         Raises:
             TrustError: the bytes were not sealed under this key for this path, or were changed or cut.
         """
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
+        while not self._rest and (piece := next(self._pieces, None)) is not None:
             self._rest = piece
         taken, self._rest = self._rest[:length], self._rest[length:]
         return taken
 
     def exactly(self, length: int) -> bytes:
         """This many bytes; raises TrustError where there are fewer."""
-        content = b""
-        while len(content) < length:
-            piece = self.read(length - len(content))
-            if not piece:
-                raise TrustError(f"{self._path}: the seal holds less than a header; publish it anew")
-            content += piece
-        return content
+        while len(self._rest) < length and (piece := next(self._pieces, None)) is not None:
+            self._rest += piece
+        if len(self._rest) < length:
+            raise TrustError(f"{self._path}: the seal holds less than a header; publish it anew")
+        return self.read(length)
 
     def _decrypted(self, sealed: Iterable[bytes]) -> Iterator[bytes]:
         try:

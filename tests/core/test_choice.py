@@ -17,6 +17,6 @@ FIRST, SECOND = (Place(ref=REF, candidate=Candidate(backend=one)) for one in (Ba
 )
 def test_the_fastest_serves_and_of_equals_the_first(first, second, chosen):
     """Speeds closer than a measurement can tell are one: the config's order decides, not the noise of a minute."""
-    copy = plan.Copy(stored=True, verified=True, candidates=(FIRST.candidate, SECOND.candidate))
-    seen = plan.Observed(copies={REF: copy}, serving=SECOND, passed={FIRST: first, SECOND: second})
+    copies = {REF: (FIRST.candidate, SECOND.candidate)}
+    seen = plan.Observed(copies=copies, serving=SECOND, passed={FIRST: first, SECOND: second})
     assert plan.place_of(REF, plan.Desired(REF), seen) == chosen

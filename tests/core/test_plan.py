@@ -13,11 +13,11 @@ from tests.core.world import REFS, Broken, World, explore, place_at
 MUTANT_STATES = 60_000  # every mutant below is caught well before this
 
 MUTANTS = {
-    "skip the fetch": ("    if not copy.stored:\n        return Fetch(goal)\n", ""),
+    "skip the fetch": ("return Fetch(goal)", "return Verify(goal)"),
     "skip the verification": (
-        "    if not copy.verified or not copy.candidates:\n        return Verify(goal)\n    place = place_of(goal, desired, seen)",
+        "    if not seen.copies[goal]:\n        return Verify(goal)\n    place = place_of(goal, desired, seen)",
         (
-            "    place = place_of(goal, desired, seen) if copy.verified else next(iter(seen.seats), None)\n"
+            "    place = place_of(goal, desired, seen) if seen.copies[goal] else next(iter(seen.seats), None)\n"
             "    if place is None:\n        return Verify(goal)"
         ),
     ),

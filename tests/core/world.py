@@ -69,7 +69,7 @@ SEATS = {"availability": 3, "resource": 1}
 class World(NamedTuple):
     """What the planner observes, in a form that is copied quickly; fields and defaults are those of `plan.Observed`."""
 
-    copies: Mapping[Ref, object] = {}
+    copies: Mapping[Ref, tuple[Candidate, ...]] = {}
     seats: Mapping[Spot, bool] = {}
     serving: Spot | None = None
     serving_since: float = 0.0
@@ -168,9 +168,9 @@ def succeed(plan: ModuleType, world: World, step: object) -> World:  # noqa: C90
         case plan.Wait():
             return world._replace(serving_since=-SOAK_S, not_before={})
         case plan.Fetch(ref):
-            copies[ref] = plan.Copy(stored=True)
+            copies[ref] = ()
         case plan.Verify(ref):
-            copies[ref] = plan.Copy(stored=True, verified=True, candidates=CANDIDATES)
+            copies[ref] = CANDIDATES
         case plan.Delete(ref):
             return forget(world, ref)
         case plan.Reject(ref):
@@ -251,7 +251,7 @@ def check_step(plan: ModuleType, swap: object, wish: Ref | None, world: World, s
     """The promises that hold at every single step; `after` it succeeded."""
     if isinstance(step, plan.Promote):
         ref = step.place.ref
-        ready = world.copies[ref].verified and step.place in world.passed and world.seats.get(step.place)
+        ready = world.copies[ref] and step.place in world.passed and world.seats.get(step.place)
         promise(ready and ref not in world.rejected, "only what was verified and passed serves", wish, world, step)
         good = world.last_good
         keep = (
@@ -265,11 +265,9 @@ def check_step(plan: ModuleType, swap: object, wish: Ref | None, world: World, s
         sound = worked_on not in world.failed and worked_on.ref not in world.rejected
         promise(sound, "nothing rejected is worked on", wish, world, step)
     if isinstance(step, plan.Verify):
-        promise(
-            world.copies.get(step.release, plan.Copy()).stored, "only what is stored is verified", wish, world, step
-        )
+        promise(step.release in world.copies, "only what is stored is verified", wish, world, step)
     if isinstance(step, plan.Load):
-        promise(world.copies[step.place.ref].verified, "only what is verified is loaded", wish, world, step)
+        promise(world.copies[step.place.ref], "only what is verified is loaded", wish, world, step)
     if isinstance(step, plan.Fetch | plan.Verify):
         promise(step.release not in world.rejected, "nothing rejected is worked on", wish, world, step)
     if isinstance(step, plan.Delete) and wish is not None:
@@ -280,9 +278,7 @@ def check_step(plan: ModuleType, swap: object, wish: Ref | None, world: World, s
         promise(after.serving is not None, "availability never goes dark in a swap", wish, world, step)
     if world.serving is None and isinstance(step, plan.Fetch) and world.last_good is not None:
         good = world.last_good.ref
-        could = (
-            good != step.release and may_serve(plan, swap, world, good) and world.copies.get(good, plan.Copy()).verified
-        )
+        could = good != step.release and may_serve(plan, swap, world, good) and world.copies.get(good)
         promise(not could, "the last good release needs no network", wish, world, step)
 
 
@@ -294,7 +290,7 @@ def may_serve(plan: ModuleType, swap: object, world: World, ref: Ref) -> bool:
     """Whether a release may still come to serve when every later step succeeds."""
     if ref in world.rejected:
         return False
-    if not world.copies.get(ref, plan.Copy()).verified:
+    if not world.copies.get(ref):
         return True
     out = [place for place in PLACES[ref] if place in world.failed]
     if swap is plan.Swap.RESOURCE and out:
@@ -367,7 +363,7 @@ def code(world: World) -> int:
     number = sum(map(REJECTED.__getitem__, world.rejected)) + sum(map(FAILED.__getitem__, world.failed))
     number += sum(map(PASSED.__getitem__, world.passed)) + sum(map(LATER.__getitem__, world.not_before))
     for ref, copy in world.copies.items():
-        number += STORED[ref] << copy.verified
+        number += STORED[ref] << bool(copy)
     for spot, proven in world.seats.items():
         number += LOADED[spot] << proven
     for spots, spot in ((SERVING, world.serving), (FALLBACK, world.fallback), (LAST_GOOD, world.last_good)):

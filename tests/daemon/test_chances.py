@@ -54,7 +54,7 @@ def device(tmp_path, monkeypatch):
         steps = Steps(copies, engines, ledger, runner, lambda _: 1.0, threading.Lock())
         news = SimpleNamespace(tell=lambda *_, **__: None)
         one = reconcile.Reconciler(
-            SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, lambda: None
+            SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, Board(None)
         )
         tasks.append(asyncio.create_task(one.run()))
         return asked, ledger

@@ -71,7 +71,7 @@ async def test_what_heat_costs_a_soak_is_told_once(ledger, tmp_path, monkeypatch
     news = SimpleNamespace(tell=lambda kind, **words: said.append((kind, words["reason"])))
     steps = SimpleNamespace(copies=SimpleNamespace(folder=tmp_path))
     one = reconcile.Reconciler(
-        SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, lambda: None
+        SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, Board(None)
     )
     task = asyncio.create_task(one.run())
     await asyncio.wait({task, asyncio.create_task(enough.wait())}, timeout=10, return_when=asyncio.FIRST_COMPLETED)

@@ -63,7 +63,7 @@ class Device:
         message = Message("edge/v1/groups/g1/deployment", pair, retain=True, expiry_s=None)
         await asyncio.to_thread(self.intake.take, message)
         await asyncio.sleep(0)
-        return self.intake.refused.value
+        return self.intake.refused
 
     def close(self):
         self.news.close()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,8 +90,8 @@ def state():
 
 def reporter(tmp_path, **neighbours):
     settings = SimpleNamespace(device="cam-1", fps_s=10.0, state=tmp_path)
-    parts = dict.fromkeys(("ledger", "outbox", "news", "intake", "runner", "reconcilers", "link", "changed", "pulse"))
-    return report.Reporter(settings, "b", **(parts | neighbours))
+    names = (one.name for one in fields(report.Reporter) if one.name not in {"settings", "boot"})
+    return report.Reporter(settings, "b", **(dict.fromkeys(names) | neighbours))
 
 
 def test_schemas_are_those_of_the_code():

@@ -139,8 +139,8 @@ def test_a_signed_command_is_believed_once(desk):
         desk.keyring, "device:cam-7", Verb.PIN, command_id="0123456789ab", now=NOW, slot="face", release=OLD
     )
     targets = desk.device().targets
-    got = believe_command(raw, targets, "cam-7", {"g1"}, {}, NOW)
+    got = believe_command(raw, targets, "cam-7", "g1", {}, NOW)
     assert isinstance(got, Command)
     assert (got.verb, got.release) == (Verb.PIN, OLD)
-    assert believe_command(raw, targets, "cam-8", {"g1"}, {}, NOW).status == "rejected"
-    assert believe_command(raw, targets, "cam-7", {"g1"}, {}, NOW + 16 * MINUTE).status == "expired"
+    assert believe_command(raw, targets, "cam-8", "g1", {}, NOW).status == "rejected"
+    assert believe_command(raw, targets, "cam-7", "g1", {}, NOW + 16 * MINUTE).status == "expired"

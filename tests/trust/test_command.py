@@ -9,7 +9,7 @@ from tests.trust.keys import MINUTE, NOW
 
 
 def answer(desk, raw, floors=None, now=NOW):
-    return believe_command(raw, desk.targets, "cam-7", {"g1"}, floors or {}, now)
+    return believe_command(raw, desk.targets, "cam-7", "g1", floors or {}, now)
 
 
 def refused(got, status, word):

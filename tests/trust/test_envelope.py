@@ -13,7 +13,7 @@ TYPE = "application/vnd.example+json"
 
 
 def opened(raw, desk, role="operators", payload_type=TYPE, limit=4096):
-    return open_envelope(raw, payload_type, role, desk.targets, limit)
+    return open_envelope(raw, payload_type, role, desk.targets, limit).payload
 
 
 def signed(desk, role="operators", count=1, payload=b'{"a": 1}'):

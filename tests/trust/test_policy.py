@@ -56,7 +56,7 @@ def asked(desk, group="g1", now=NOW, numbers=(0,), **changes):
         "verb": Verb.SYNC, **changes,
     }  # fmt: skip
     raw = desk.sign(Command(**said), COMMAND_TYPE, "operators", signed_by(desk, *numbers))
-    return believe_command(raw, desk.targets, "cam-7", {group}, {}, now, desk.policy)
+    return believe_command(raw, desk.targets, "cam-7", group, {}, now, desk.policy)
 
 
 @pytest.mark.parametrize(
