@@ -24,15 +24,15 @@ from agent.core.errors import InputError, TransferError, TrustError
 CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's memory, large beside a system call
 KEY_BYTES = 1024  # what S3 allows
 
-Seconds = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0)]
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
 
 
 class Limits(Document):
     """What one link may carry. MB are 10^6 bytes."""
 
-    budget_mb_per_day: Seconds | None = None
-    rate_limit_mb_s: Seconds | None = None
+    budget_mb_per_day: Positive | None = None
+    rate_limit_mb_s: Positive | None = None
     window: Annotated[str, Meta(pattern=f"^{CLOCK}-{CLOCK}" + END)] | None = None  # from-to, local time
 
 
@@ -48,8 +48,8 @@ class StoreSettings(Document):
     bearer: str | None = None  # a token for an https:// store
     cert: str | None = None  # PEM files of this device's own certificate and key, for an https:// store
     key: str | None = None
-    poll_s: Seconds = 300.0
-    rate_limit_mb_s: Seconds | None = None
+    poll_s: Positive = 300.0
+    rate_limit_mb_s: Positive | None = None
     links: Mapping[str, Limits] = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ from msgspec import Meta, field
 from agent.adapters import files
 from agent.adapters.broker import BrokerSettings
 from agent.adapters.channel import grpc_address, loopback
-from agent.adapters.store import Seconds, StoreSettings
+from agent.adapters.store import Positive, StoreSettings
 from agent.core.documents import END, Document, from_yaml
 from agent.core.errors import InputError
 
@@ -44,7 +44,7 @@ class SlotSettings(Document):
     """How one slot changes its seat, and how long requests may wait for one."""
 
     swap: Literal["auto", "availability", "resource"] = "auto"
-    hold_s: Seconds = 10.0
+    hold_s: Positive = 10.0
 
 
 class Settings(Document):
@@ -62,8 +62,8 @@ class Settings(Document):
     import_folder: Annotated[str, Meta(pattern="^/")] | None = None
     runner: RunnerSettings = RunnerSettings()
     slots: Mapping[str, SlotSettings] = field(default_factory=dict)
-    health_s: Seconds = 30.0
-    fps_s: Seconds = 10.0
+    health_s: Positive = 30.0
+    fps_s: Positive = 10.0
 
     @property
     def state(self) -> Path:
