@@ -109,6 +109,8 @@ class Copies:
             said = self._deltas.take(ref, info, destination, trusted, get)
             if not said:
                 get(info, destination)
+            if stop.is_set():
+                raise TransferError(f"{ref.name}: another release is wanted by now")  # noqa: TRY301
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise

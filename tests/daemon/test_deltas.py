@@ -1,5 +1,6 @@
 """A device that holds the release before takes the next one by delta; and whole, whatever is wrong with the delta."""
 
+import asyncio
 import hashlib
 import threading
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 import fleet.publish
 from agent.adapters import files
+from agent.adapters.fetch import fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.source import Source
 from agent.adapters.store import Download, FileStore
@@ -25,6 +27,7 @@ from agent.daemon.steps import Later, Steps, Success
 from agent.trust.listing import delta_path
 from fleet.publish import describe, newest_publics, publish
 from provisioning.enrol import enrol, grant_key
+from tests.fakes.waiting import until
 from tests.fleet.desk import NEW, NOW, OLD, Desk, checked
 from tests.fleet.test_delta import model, noise
 
@@ -143,6 +146,29 @@ async def test_a_release_without_a_delta_comes_whole(shelf):
     assert shelf.delta is None
     assert await shelf.fetch() == Success()
     assert shelf.line.taken == shelf.whole.length
+
+
+async def test_what_comes_too_late_is_removed(shelf, monkeypatch):
+    """The last byte came, and another release is wanted by then: neither file nor record of it stays."""
+    came, gone = threading.Event(), threading.Event()
+
+    def late(*args, **named):
+        fetch(*args, **named)
+        came.set()
+        gone.wait(10)
+
+    monkeypatch.setattr("agent.daemon.copies.fetch", late)
+    shelf.publish(weights=model({name: noise(array, 10) for name, array in OLDER.items()}))
+    fetching = asyncio.create_task(shelf.fetch())
+    await asyncio.to_thread(came.wait, 10)
+    assert f"{NEW}.sealed" in shelf.names()
+    shelf.ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=shelf.old))
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    gone.set()
+    await asyncio.to_thread(until, lambda: shelf.names() == [f"{OLD}.sealed"], 10)
+    assert shelf.ledger.get("release", shelf.new.digest, ReleaseRecord) is None
 
 
 async def test_a_device_without_the_base_takes_it_whole(shelf):

@@ -129,7 +129,8 @@ class Standing:
         try:
             self.device.until(lambda: not moved(), "the facts are as before", 30)
         finally:
-            assert moved() == {}
+            left = moved()
+            assert left == {}, left
         until_settled(self.device, self.good)
         until(lambda: files_of(self.device) == files, 10, f"{files_of(self.device)} are {files}")
         until(lambda: self.camera.answers > answers + 2, 10, "the camera is answered")

@@ -69,7 +69,8 @@ def test_a_command_reaches_its_device_and_its_replies_the_desk(desk, mosquitto, 
     """The request is signed for the device; `--wait` shows every reply until the last word."""
     with Device(mosquitto, "cam-7", "accepted", "done") as device:
         assert command(desk, mosquitto, "pin", "--device", "cam-7", "--slot", "face", "--release", NEW, "--wait") == 0
-    payload = open_envelope(device.commands[0], COMMAND_TYPE, "operators", desk.repository.targets.signed, 1 << 14)
+    targets = desk.repository.targets.signed
+    payload = open_envelope(device.commands[0], COMMAND_TYPE, "operators", targets, 1 << 14).payload
     sent = parse_signed(Command, payload, "command")
     assert (sent.scope, sent.verb, sent.slot, sent.release) == ("device:cam-7", "pin", "face", NEW)
     said = capsys.readouterr().out
