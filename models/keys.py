@@ -42,21 +42,24 @@ def unread_keys(content: bytes, tree: object) -> Iterator[str]:
 
 
 def mistyped_keys(content: bytes, tree: Mapping[str, object]) -> Iterator[str]:
-    """A sentence for each key of metadata that was probably meant to be another; `tree` is the content, parsed."""
+    """A sentence for each key of metadata that is probably a slip or stands twice; `tree` is the content, parsed."""
     missing = [field.name for field in msgspec.structs.fields(Metadata) if field.name not in tree]
     for key in tree:
         if key not in Metadata.__struct_fields__ and (near := get_close_matches(key.lower(), missing, 1, _SLIP)):
             yield f"metadata: {key} is not known; did you mean {near[0]}? Another thing needs a name less like it"
+    for key in _doubled(content):
+        yield f"metadata: {key} stands twice in one object; the last would count: leave one"
+
+
+def _doubled(content: bytes) -> list[str]:
+    """The keys that stand twice in an object of JSON; `doubled_keys` reads YAML, which takes no tabs."""
     doubled: list[str] = []
 
-    def note(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        counts = Counter(key for key, _ in pairs)
-        doubled.extend(key for key, count in counts.items() if count > 1)
-        return dict(pairs)
+    def note(pairs: list[tuple[str, object]]) -> None:
+        doubled.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
 
     json.loads(content, object_pairs_hook=note)
-    for key in doubled:
-        yield f"metadata: {key} stands twice in one object; the last would count: leave one"
+    return doubled
 
 
 def _known(kind: msgspec.inspect.Type, at: str = "") -> Iterator[str]:

@@ -13,11 +13,10 @@ from time import perf_counter, sleep
 import numpy as np
 
 from agent.backends.session import Array, Session
-from agent.core.candidate import Latency
+from agent.core.candidate import Latency, rest_s
 
 BUDGET_S = 5.0
 FEWEST_RUNS = 5  # a median of fewer says little
-REST_S = 1.0  # at most: a trial has a deadline
 
 
 def measure(
@@ -37,5 +36,5 @@ def _timed(session: Session, feeds: Mapping[str, Array], runs: int, rests: float
         session.run(None, feeds)
         times.append(perf_counter() - start)
         if rests:
-            sleep(min(REST_S, rests * times[-1]))
+            sleep(rest_s(rests, times[-1]))
     return times

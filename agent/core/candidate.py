@@ -20,6 +20,7 @@ from agent.core.documents import Document
 from agent.core.errors import BackendError, InputError, Kind, TrustError
 from agent.core.release import Config, Gates, NonNegative, as_list
 
+REST_S = 1.0  # at most: a trial has a deadline
 BUSY_SHARE = 0.5  # of its speed; a device that is busier than this during a trial has other troubles
 
 
@@ -152,6 +153,11 @@ def judge(evidence: Evidence, gates: Gates) -> Failure | None:
 def may_be_busy(evidence: Evidence, gates: Gates) -> bool:
     """Whether a missed speed gate was missed so closely that a busy device explains it."""
     return evidence.fps >= gates.min_fps * BUSY_SHARE
+
+
+def rest_s(rests: float, run_s: float) -> float:
+    """How long others have the cores after a run in a trial: `rests` times its length, within reason."""
+    return min(REST_S, rests * run_s)
 
 
 def candidates_for(config: Config, found: Iterable[Found], cores: int) -> tuple[Candidate, ...]:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.adapters.fork_server import ForkServer
 from agent.core import messages
-from agent.core.candidate import Failure
+from agent.core.candidate import Failure, rest_s
 from agent.core.errors import BackendError
 from agent.core.messages import Place, Promote, SeatRan, SlotFacts
 from agent.core.release import Ref
@@ -98,7 +98,7 @@ class Slot(Serving):
             for one, limit_s in ((seat, deadline_s), (serving, run_deadline_s(serving.held.config))):
                 ran = await one.ask(messages.SeatTurn(), limit_s)
                 assert isinstance(ran, SeatRan)
-                await asyncio.sleep(rests * ran.busy_s)
+                await asyncio.sleep(rest_s(rests, ran.busy_s))
                 quickest[one] = min(quickest[one], ran.busy_s / one.held.config.batch_size)
             if turn and time.monotonic() > until:
                 break
