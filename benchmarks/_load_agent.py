@@ -1,12 +1,15 @@
 """The agent's half of loading a sealed release, in a process with nothing else in it: its own steps, its own line.
 
-python -m benchmarks._load_agent RUNNER-FOLDER SEALED REF KEY SIZE: loads and proves, prints figures as JSON.
+python -m benchmarks._load_agent RUNNER-FOLDER SEALED REF KEY SIZE [alone]: loads and proves, prints figures as JSON;
+`alone`, nobody looks at memory and stalls meanwhile.
 """
 
 import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,36 +30,36 @@ from agent.trust.sealing import Opener
 
 SLOT = "defect_detection"
 LOOK_S = 0.01
+QUIET_S = 1.0  # until the runner, which began just now, has warmed what seats are forked from, as on a device
 THREADS = 2
+ALONE = "alone"
 DEVICE = Device(found=(), cores=THREADS, power_mode="")
 
 
 def main() -> None:
     """Print what one load cost."""
-    folder, sealed, ref, key, size = sys.argv[1:]
-    release = from_json(Ref, ref.encode(), "ref")
-    print(json.dumps(asyncio.run(loaded(folder, Path(sealed), release, bytes.fromhex(key), int(size)))))
+    folder, sealed, ref, key, size, *alone = sys.argv[1:]
+    release, peak = from_json(Ref, ref.encode(), "ref"), None if alone == [ALONE] else Peak(int(size))
+    opener = partial(Opener, bytes.fromhex(key), release.name, pieces(Path(sealed)), int(size))
+    print(json.dumps(asyncio.run(loaded(folder, release, opener, peak))))
 
 
-async def loaded(folder: str, sealed: Path, ref: Ref, key: bytes, size: int) -> dict[str, float]:
+async def loaded(folder: str, ref: Ref, opener: Callable[[], Opener], peak: "Peak | None") -> dict[str, float]:
     """Seconds and memory from a sealed file to the first inference, and how late the loops were."""
     link, place = RunnerLink(RunnerSettings(folder=folder, start="never")), Place(ref=ref, candidate=candidate())
-    steps = steps_of(link, lambda: Opener(key, ref.name, pieces(sealed), size))
-    pulse, peak = Pulse(), Peak(size)
+    steps, pulse = steps_of(link, opener), Pulse()
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(one) for one in (link.run(), pulse.run())]
         while link.facts.value is None:
             await link.facts.turned()
-        running.append(tasks.create_task(peak.run(link)))
-        await asyncio.sleep(5 * LOOK_S)
+        if peak:
+            running.append(tasks.create_task(peak.run(link)))
+        await asyncio.sleep(QUIET_S)
         pulse.lag_ms, began = 0.0, time.perf_counter()
         assert await steps.act(SLOT, plan.Load(place), DEVICE) == Success()
         await link.ask(Prove(slot=SLOT, place=place))
         seconds = time.perf_counter() - began
-        found = {
-            "seconds": seconds, "peak_mb": peak.seat_mb, "system_mb": peak.system_mb, "agent_mb": peak.agent_mb,
-            "stall_ms": round(max(pulse.lag_ms, peak.late_ms), 1),
-        }  # fmt: skip
+        found = {"seconds": seconds} | (peak.figures(pulse) if peak else {})
         for step in (plan.Promote(place, None), plan.Unload(place)):  # once it has served it is forgotten
             assert await steps.act(SLOT, step, DEVICE) == Success()
         for one in running:
@@ -87,6 +90,13 @@ class Peak:
     def __init__(self, sealed_bytes: int) -> None:
         self.seat_mb = self.system_mb = self.agent_mb = self.late_ms = 0.0
         self._files_mb = sealed_bytes / 1e6
+
+    def figures(self, pulse: Pulse) -> dict[str, float]:
+        """All of it, with what the agent's own loop says."""
+        return {
+            "peak_mb": self.seat_mb, "system_mb": self.system_mb, "agent_mb": self.agent_mb,
+            "stall_ms": round(max(pulse.lag_ms, self.late_ms), 1),
+        }  # fmt: skip
 
     async def run(self, link: RunnerLink) -> None:
         while True:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +21,7 @@ from agent.core.errors import BackendError, Kind, TransferError
 from agent.core.messages import Facts, Look, Order, Part, Refused, Reply, SlotFacts, Stop
 from agent.daemon.board import Board
 from agent.daemon.settings import RunnerSettings
-from agent.trust.sealing import Opener
+from agent.trust.sealing import Opener, ahead
 
 LOG = "runner.log"
 LOG_BYTES = 4096  # of its end: enough for the last line
@@ -164,12 +163,12 @@ def pour(opener: Opener, descriptors: list[int]) -> None:
         if len(descriptors) != len(opener.parts):
             raise BackendError(f"edge-runner gave {len(descriptors)} memory files for {len(opener.parts)} parts")
         offsets = [0] * len(descriptors)
-        with ThreadPoolExecutor(1) as writer:
-            writing = writer.submit(int)
-            for index, piece in opener.pieces():
-                writing.result()
-                writing = writer.submit(memory_file.write, descriptors[index], piece, offsets[index])
-                offsets[index] += len(piece)
-            writing.result()
+
+        def write(piece: tuple[int, memoryview]) -> None:
+            index, content = piece
+            offsets[index] = memory_file.write(descriptors[index], content, offsets[index])
+
+        for _ in ahead(write, opener.pieces()):
+            pass
     finally:
         close_all(descriptors)

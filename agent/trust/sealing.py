@@ -6,7 +6,7 @@
    Digests of plaintext exist only in here. Layout: models/FORMAT.md.
 3. Opening streams: a 2 GB model passes through about 24 MiB. No length is believed before it is checked against
    the signed listing, and no step can yield more than was declared. (What a device seals for itself has no listing.)
-   One block is hashed, by a thread, while the next is opened.
+   One block is put in order and hashed, by a thread, while the next is opened.
 4. Pieces are authentic when they come out, but the release is whole only when the iteration ends without an error:
    until then nothing may be used.
 5. Whoever holds a group's key can forge a bundle. Authenticity is TUF's signature over the sealed bytes, checked
@@ -14,9 +14,9 @@
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Annotated, Literal, cast
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Annotated, Literal, TypeVar, cast
 
 import numpy as np
 import zstandard
@@ -44,6 +44,8 @@ CHUNK_BYTES = 16 * 1024
 CHUNKED = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
 DOMAIN = "edge-model-agent/release/v1"
 
+T = TypeVar("T")
+R = TypeVar("R")
 Group = Literal[1, 2, 4, 8]
 
 
@@ -160,6 +162,18 @@ def ungrouped(block: bytes, group: int) -> memoryview:
     return plain.data
 
 
+def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, done by a thread while the next item is made."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[R] | None = None
+        for item in items:
+            if coming:
+                yield coming.result()
+            coming = thread.submit(work, item)
+        if coming:
+            yield coming.result()
+
+
 class Opener:
     """Opens one sealed release: `parts` is known at once, `pieces` brings their bytes in order."""
 
@@ -193,15 +207,8 @@ class Opener:
             TrustError: a byte, a length or a digest is not what was sealed.
         """
         for index, part in enumerate(self.parts):
-            digest = hashlib.sha256()
-            with ThreadPoolExecutor(1) as hasher:
-                hashing = hasher.submit(digest.update, b"")
-                for block in self._blocks(part):
-                    hashing.result()
-                    hashing = hasher.submit(digest.update, block)
-                    yield index, block
-            if digest.hexdigest() != part.sha256:
-                raise TrustError(f"{self._path}: {part.name} has another digest than its header says; publish it anew")
+            for block in self._checked(part):
+                yield index, block
         if self._read(1) or self._plain.read(1):
             raise TrustError(f"{self._path}: goes on behind its last part; publish it anew")
 
@@ -217,13 +224,25 @@ class Opener:
             raise TrustError(f"{self._path}: two parts have one name; publish it anew")
         return header.parts
 
-    def _blocks(self, part: SealedPart) -> Iterator[memoryview]:
+    def _checked(self, part: SealedPart) -> Iterator[memoryview]:
+        digest = hashlib.sha256()
+
+        def finished(block: bytes) -> memoryview:
+            plain = ungrouped(block, part.group)
+            digest.update(plain)
+            return plain
+
+        yield from ahead(finished, self._blocks(part))
+        if digest.hexdigest() != part.sha256:
+            raise TrustError(f"{self._path}: {part.name} has another digest than its header says; publish it anew")
+
+    def _blocks(self, part: SealedPart) -> Iterator[bytes]:
         for start in range(0, part.size, BLOCK_BYTES):
             length = min(BLOCK_BYTES, part.size - start)
             block = self._read(length)
             if len(block) != length:
                 raise TrustError(f"{self._path}: {part.name} ends early; publish it anew")
-            yield ungrouped(block, part.group)
+            yield block
 
     def _read(self, length: int) -> bytes:
         try:
