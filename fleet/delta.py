@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from agent.core.documents import to_json
 from agent.core.errors import InputError
 from agent.trust.delta import (
-    RECIPE,
     RECIPE_BYTES,
     RUN_BYTES,
     Change,
@@ -34,6 +33,7 @@ from agent.trust.delta import (
 )
 from agent.trust.sealing import LEVEL, Group, SealedPart, grouped
 
+RECIPE = "delta.json"  # the part of it that comes first
 SMALL_BYTES = 64  # tensors below are as the octets between tensors
 SAMPLE_BYTES = 1024 * 1024
 HALF_BYTES = 2  # a float16

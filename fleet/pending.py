@@ -11,7 +11,7 @@ from typing import Self
 
 from securesystemslib.signer import Signature, Signer
 
-from agent.adapters.files import saying_why, write_durably
+from agent.adapters.files import write_durably
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import InputError
 from agent.trust.envelope import EnvelopeSignature
@@ -49,6 +49,4 @@ def read_pending(path: Path) -> Pending:
 
 def write_pending(path: Path, pending: Pending) -> None:
     """Replaces the file, durably; raises TransferError where the disk refuses."""
-    with saying_why(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, to_json(pending), 0o644)
+    write_durably(path, to_json(pending), 0o644)

@@ -26,7 +26,7 @@ from agent.core.documents import from_json, to_tree
 from agent.core.errors import InputError
 from agent.core.names import age_of, check_form
 from agent.core.release import Metadata, Ref
-from agent.trust.listing import DELTA, FORMAT, DeltaListing, Listing, Wrap, delta_path, read_listing, target_path
+from agent.trust.listing import FORMAT, DeltaListing, Listing, Wrap, delta_path, read_listing, target_path
 from agent.trust.sealing import SALT_BYTES, ZSTD, SealedPart, seal
 from fleet.delta import Release, make
 from fleet.deploy import newest_epoch
@@ -136,7 +136,7 @@ def add_delta(
         step, total = f"delta from {base.name}", size_of(new.parts)
         length, digest, size = seal_delta(key, salt, path, new, old, spool, lambda done: tell(step, done, total))
         if length <= limit:
-            custom = to_tree(DeltaListing(fmt=DELTA, size=size, zstd=ZSTD))
+            custom = to_tree(DeltaListing(fmt="cob256+zstd+delta/v1", size=size, zstd=ZSTD))
             upload(repository, listed(path, length, digest, custom), spool, tell)
 
 

@@ -77,7 +77,6 @@ class DeskFolder(FileStore):
         path = self._path(key)
         pieces = content if isinstance(content, bytes) else iter(lambda: content.read(CHUNK_BYTES), b"")
         with files.saying_why(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             if not if_absent:
                 files.write_durably(path, pieces, 0o644)
                 return

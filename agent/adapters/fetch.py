@@ -188,6 +188,7 @@ def fetch(
     with files.saying_why(destination):
         if _holds(destination, target):
             return
+        destination.parent.mkdir(parents=True, exist_ok=True)
         part = Part(destination, target)
     with files.saying_why(destination), part.file:
         require_room(destination, size, size - part.offset)

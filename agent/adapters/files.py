@@ -40,7 +40,8 @@ def write_durably(path: Path, content: Content, mode: int = 0o640) -> None:
 
 
 def write_temp(path: Path, content: Content, mode: int = 0o640) -> Path:
-    """A synced temp file beside `path` with `content`; the caller renames, links or removes it."""
+    """A synced temp file beside `path`, whose folder is made; the caller renames, links or removes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     number, name = tempfile.mkstemp(prefix=TEMP, dir=path.parent)
     try:
         with os.fdopen(number, "wb") as file:

@@ -121,7 +121,6 @@ class Trusted:
 
     def _keep(self, name: str, content: bytes) -> None:
         with files.saying_why(self._small):
-            self._small.mkdir(parents=True, exist_ok=True)
             files.write_durably(self._small / name, content)
             by_age = sorted(self._small.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
             for old in by_age[SMALL_COUNT:]:

@@ -20,11 +20,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from agent.core.documents import END, Document
-from agent.core.release import Ref
+from agent.core.release import Ref, Share
 
 SlotName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}" + END)]  # a level of a topic, a model's name
 Counter = Annotated[int, Meta(ge=1, le=2**53)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[datetime, Meta(tz=True)]  # a time without its zone cannot be compared
 
 ROLLOUT_TYPE = "application/vnd.edge-model-agent.rollout+json"

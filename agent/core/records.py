@@ -27,7 +27,7 @@ class ReleaseRecord(Document):
     """One release's files on this device."""
 
     ref: Ref
-    stored: bool = False
+    stored: bool = True  # always: it stands in the records of devices
     verified: bool = False
     size: int = 0  # bytes, sealed
     listing: Mapping[str, Any] = field(default_factory=dict)  # the signed summary, for opening without a network

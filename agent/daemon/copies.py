@@ -88,8 +88,6 @@ class Copies:
         trusted, info = self._listed(ref)
         listing = read_listing(info.custom, info.path)
         destination = self.path(ref)
-        with files.saying_why(destination):
-            destination.parent.mkdir(parents=True, exist_ok=True)
         progress.total = info.length
         if files.free_bytes(destination) < info.length + RESERVE_BYTES:
             self.engines.fit(0)
@@ -114,7 +112,7 @@ class Copies:
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
-        self._record(ReleaseRecord(ref=ref, stored=True, size=info.length, listing=to_tree(listing)))
+        self._record(ReleaseRecord(ref=ref, size=info.length, listing=to_tree(listing)))
         return said or self._deltas.failed.get(ref, "")
 
     def _listed(self, ref: Ref) -> tuple[Trusted, TargetInfo]:
@@ -172,8 +170,6 @@ class Copies:
         config = from_yaml(Config, documents[CONFIG], f"{ref.name}: {CONFIG}")
         check_metadata(metadata, ref, slot)
         for path, content in zip(self._document_paths(ref), documents.values(), strict=True):  # for people alone
-            with files.saying_why(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
             files.write_durably(path, content)
         self._record(replace(record, verified=True, metadata=metadata, config=config))
         return config

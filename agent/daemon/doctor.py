@@ -71,8 +71,6 @@ def root_version(path: Path) -> str:
 
 def writable(folder: Path) -> str:
     """Whether the state can be kept."""
-    with files.saying_why(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     files.write_durably(folder / ".doctor", b"")
     (folder / ".doctor").unlink()
     free = files.free_bytes(folder)

@@ -82,7 +82,6 @@ class Engines:
         if size > room:
             raise TransferError(f"quota_mb in agent.yaml leaves {room / 1e6:.1f} MB for its {size / 1e6:.1f} MB")
         self.fit(room - size)
-        path.parent.mkdir(parents=True, exist_ok=True)
         require_room(path, size, size)
         part = SealedPart(name=engine_of(place.candidate), size=size, sha256=files.digest_of(built))
         sealed = seal(self.keyring.engine_key(), bound(place, device), [part], [pieces(built)])

@@ -99,5 +99,5 @@ class Imports:
                     raise TransferError(f"{ref.name}: {reconciler.view.reason}")
 
     def _is_here(self, digest: str) -> bool:
-        release = self.ledger.get("release", digest, ReleaseRecord)
-        return (release is not None and release.stored) or self.ledger.get("rejection", digest, Rejection) is not None
+        get = self.ledger.get
+        return bool(get("release", digest, ReleaseRecord) or get("rejection", digest, Rejection))

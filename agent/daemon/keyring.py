@@ -69,10 +69,11 @@ class Keyring:
             TransferError: no grant for its epoch has come yet.
         """
         try:
-            wrap = listing.wrap(self.group, self._epochs())
+            epochs = self._epochs()
+            wrap = listing.wrap(self.group, epochs)
         except TrustError as error:  # of what this device was granted, not of the release
             raise TransferError(f"{name}: {error}") from error
-        return unwrap_key(wrap.key, self._epochs()[wrap.epoch], target_path(name), wrap.group, wrap.epoch)
+        return unwrap_key(wrap.key, epochs[wrap.epoch], target_path(name), wrap.group, wrap.epoch)
 
     def engine_key(self) -> bytes:
         """What seals engines on this disk. It follows from the device's own key: nobody else in the fleet has it."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+from agent.adapters.broker import device_topic
 from agent.adapters.ledger import Ledger
 from agent.adapters.outbox import Item, Outbox, Rank
 from agent.core.documents import Document, to_json
@@ -43,7 +44,7 @@ class News:
     """Tells the fleet and the journal."""
 
     def __init__(self, device: str, ledger: Ledger, outbox: Outbox) -> None:
-        self.prefix = f"edge/v1/{device}"
+        self.device = device
         self.jobs: asyncio.Queue[Command] = asyncio.Queue()
         self._ledger = ledger
         self._outbox = outbox
@@ -62,12 +63,13 @@ class News:
 
     def reply(self, reply: Reply) -> None:
         """The answer to a command."""
-        topic = f"{self.prefix}/cmd/{reply.id}/res"
+        topic = device_topic(self.device, "cmd", reply.id, "res")
         self._put(Item(topic=topic, payload=to_json(reply), rank=Rank.REPLY, expiry_s=REPLY_EXPIRY_S))
 
     def figures(self, topic: str, payload: bytes, expiry_s: float) -> None:
         """Telemetry, kept while the broker is away."""
-        self._put(Item(topic=f"{self.prefix}/{topic}", payload=payload, rank=Rank.TELEMETRY, expiry_s=expiry_s))
+        at = device_topic(self.device, topic)
+        self._put(Item(topic=at, payload=payload, rank=Rank.TELEMETRY, expiry_s=expiry_s))
 
     def ask(self, command: Command) -> None:
         """Hand a job to whoever does it."""
@@ -92,7 +94,7 @@ class News:
         name, outworn = f"{event.number:012d}", f"{event.number - EVENTS_KEPT:012d}"
         facts = [("count", "event", event.number), ("event", name, event), ("event", outworn, None)]
         self._say(lambda: self._ledger.put_all(facts))
-        item = Item(topic=f"{self.prefix}/evt/{event.kind}", payload=to_json(event), rank=Rank.EVENT)
+        item = Item(topic=device_topic(self.device, "evt", event.kind), payload=to_json(event), rank=Rank.EVENT)
         self._say(lambda: self._outbox.put([item], event.at.timestamp()))
 
     def _say(self, write: Callable[[], None]) -> None:

@@ -25,7 +25,6 @@ from agent.core.errors import InputError, TrustError
 from agent.trust.envelope import parse_signed
 from agent.trust.sealing import PARTS, SALT_BYTES, Group, Opener, SealedPart, seal
 
-RECIPE = "delta.json"
 RUN_BYTES = 1024 * 1024  # sorted at a time; four times as much would spare a quarter of a point and cost 30 MB more
 RECIPE_BYTES = 1024 * 1024  # a segment takes about 60 octets, a tensor two segments
 HALF = 2  # octets of a float16

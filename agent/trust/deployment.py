@@ -19,8 +19,9 @@ from tuf.api.metadata import Targets
 
 from agent.core.documents import Document
 from agent.core.errors import InputError, TrustError
-from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Move, Policy, Rollout, Share, SlotName, Wave, WaveAction
+from agent.core.intent import ROLLOUT_TYPE, WAVE_TYPE, Move, Policy, Rollout, SlotName, Wave, WaveAction
 from agent.core.names import age_of, check_form
+from agent.core.release import Share
 from agent.trust.envelope import Envelope, Opened, parse_bounded, parse_signed, still_believed, verify
 from agent.trust.policy import check_act
 

@@ -15,7 +15,6 @@ from agent.core.names import check_form
 from agent.trust.grant import Epoch
 
 FORMAT: Literal["cob256+zstd+bg/v1"] = "cob256+zstd+bg/v1"
-DELTA: Literal["cob256+zstd+delta/v1"] = "cob256+zstd+delta/v1"
 BASE_DIGITS = 16  # of a base's digest, in a delta's path
 
 

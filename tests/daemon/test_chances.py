@@ -33,7 +33,7 @@ def device(tmp_path, monkeypatch):
     monkeypatch.setattr(reconcile, "BACK_OFF_S", (0.0, 0.0))
     ledger = Ledger(tmp_path / "ledger.db")
     config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
-    record = ReleaseRecord(ref=ONE.ref, stored=True, verified=True, size=1, metadata=metadata, config=config)
+    record = ReleaseRecord(ref=ONE.ref, verified=True, size=1, metadata=metadata, config=config)
     ledger.put("release", ONE.ref.digest, record)
     ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
     tasks = []

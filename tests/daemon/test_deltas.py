@@ -174,7 +174,7 @@ async def test_what_comes_too_late_is_removed(shelf, monkeypatch):
 async def test_a_device_without_the_base_takes_it_whole(shelf):
     """A delta from what is not here, or was never verified, is of no use."""
     record = shelf.ledger.get("release", shelf.old.digest, ReleaseRecord)
-    shelf.ledger.put("release", shelf.old.digest, ReleaseRecord(ref=shelf.old, stored=True, listing=record.listing))
+    shelf.ledger.put("release", shelf.old.digest, ReleaseRecord(ref=shelf.old, listing=record.listing))
     shelf.publish()
     assert await shelf.fetch() == Success()
     assert shelf.line.taken == shelf.whole.length

@@ -30,7 +30,7 @@ def ledger(tmp_path):
     """A device that soaks a release, whose trial took 10 ms a run when the processor had throttled three times."""
     ledger = Ledger(tmp_path / "ledger.db")
     config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
-    record = ReleaseRecord(ref=ONE.ref, stored=True, verified=True, metadata=metadata, config=config)
+    record = ReleaseRecord(ref=ONE.ref, verified=True, metadata=metadata, config=config)
     ledger.put("release", ONE.ref.digest, record)
     ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
     evidence = Evidence(

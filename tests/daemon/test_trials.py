@@ -33,9 +33,7 @@ def tried(tmp_path):
     """Tries the release on a runner that measured this; the outcome, and what is written down."""
     ledger = Ledger(tmp_path / "ledger.db")
     config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
-    record = ReleaseRecord(
-        ref=ONE.ref, stored=True, verified=True, size=1, listing={}, metadata=metadata, config=config
-    )
+    record = ReleaseRecord(ref=ONE.ref, verified=True, size=1, listing={}, metadata=metadata, config=config)
     ledger.put("release", ONE.ref.digest, record)
     keyring = SimpleNamespace(engine_key=lambda: bytes(KEY_BYTES))
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from agent.core.errors import InputError
 from agent.trust.delta import rebuild
-from agent.trust.listing import DELTA, DeltaListing, delta_path, target_path
+from agent.trust.listing import DeltaListing, delta_path, target_path
 from agent.trust.sealing import SALT_BYTES, Opener, seal
 from fleet import cli
 from fleet.delta import Release, make, segments_of
@@ -168,7 +168,7 @@ def test_a_delta_is_listed_beside_its_release(desk):
     info = published(desk, weights=model(BIG | {"layer9": noise(BIG["layer9"])}))
     whole = desk.device().find(target_path(NEW))
     assert info.length < 0.1 * whole.length
-    assert info.custom["fmt"] == DELTA
+    assert info.custom["fmt"] == "cob256+zstd+delta/v1"
     assert DeltaListing(**info.custom).size > whole.custom["size"]
     assert hashlib.sha256(desk.store.read(info.key, 1 << 24)).hexdigest() == info.sha256
     assert [ref.name for ref in desk.load().refs()] == [OLD, NEW]

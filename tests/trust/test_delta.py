@@ -8,8 +8,9 @@ import pytest
 
 from agent.core.documents import to_json
 from agent.core.errors import TrustError
-from agent.trust.delta import RECIPE, Change, Recipe, Segment, rebuild
+from agent.trust.delta import Change, Recipe, Segment, rebuild
 from agent.trust.sealing import BLOCK_BYTES, Opener, SealedPart, seal
+from fleet.delta import RECIPE
 
 KEY, BASE_KEY = bytes(range(32)), bytes(32)
 PATH, BASE_PATH, DELTA_PATH = "releases/new.sealed", "releases/old.sealed", "releases/new.from.0.delta"
