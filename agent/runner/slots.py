@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from statistics import median
 
 from msgspec.structs import replace
 
@@ -79,8 +80,7 @@ class Slot(Serving):
             BackendError: it is not loaded, or did not survive its trial.
         """
         seat, rests = self._loaded(order.place), RESTS if self._is_asked() else 0.0
-        ask = messages.SeatTrial(key=order.key, runs=order.runs, rests=rests)
-        tried = await seat.ask(ask, order.deadline_s)
+        tried = await seat.ask(messages.SeatTrial(key=order.key, runs=order.runs, rests=rests), order.deadline_s)
         assert isinstance(tried, messages.Tried)
         if tried.evidence.is_proof:
             seat.state = "proven"
@@ -90,19 +90,21 @@ class Slot(Serving):
         return tried
 
     async def _beside(self, seat: Seat, rests: float, deadline_s: float) -> messages.Beside | None:
-        """How fast a seat is against the serving one; of each the quickest turn counts, which was disturbed least."""
+        """How fast a seat is against the serving one: by the medians of turns; beside clients by the quickest ones."""
         if (serving := self.serving) is None or serving is seat:
             return None
-        quickest, until = {seat: math.inf, serving: math.inf}, time.monotonic() + TURNS_S
+        taken: dict[Seat, list[float]] = {seat: [], serving: []}
+        until = time.monotonic() + TURNS_S
         for turn in range(TURNS):
             for one, limit_s in ((seat, deadline_s), (serving, run_deadline_s(serving.held.config))):
                 ran = await one.ask(messages.SeatTurn(), limit_s)
                 assert isinstance(ran, SeatRan)
                 await asyncio.sleep(rest_s(rests, ran.busy_s))
-                quickest[one] = min(quickest[one], ran.busy_s / one.held.config.batch_size)
+                taken[one].append(ran.busy_s / one.held.config.batch_size)
             if turn and time.monotonic() > until:
                 break
-        ratio = quickest[serving] / quickest[seat]
+        usual = min if rests else median  # a candidate gives way to clients: what was disturbed tells of them
+        ratio = usual(taken[serving]) / usual(taken[seat])
         return messages.Beside(place=serving.place, ratio=ratio) if self.serving is serving else None
 
     async def prove(self, place: Place, deadline_s: float) -> None:
@@ -282,10 +284,8 @@ class Slot(Serving):
 
     def needed(self) -> set[Ref]:
         """The releases that seats or the standing order need."""
-        places = [*self._seats]
-        if self.order is not None:
-            places += [one for one in (self.order.place, self.order.fallback) if one is not None]
-        return {place.ref for place in places}
+        ordered = (self.order.place, self.order.fallback) if self.order is not None else ()
+        return {place.ref for place in (*self._seats, *ordered) if place is not None}
 
     def facts(self) -> SlotFacts:
         """What the agent is told."""

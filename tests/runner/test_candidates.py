@@ -8,11 +8,15 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from agent.core.messages import Load, Loaded, Look, Trial, Tried
+from agent.core.messages import Load, Loaded, Look, SeatRan, Trial, Tried
+from agent.core.release import Config
+from agent.runner.seats import RESTS
+from agent.runner.slots import Slot
 from tests.runner.conftest import SHAPE, altered, eventually, release, runner_in
 
 STOPPED = "T"
@@ -149,6 +153,26 @@ async def test_a_batch_is_compared_by_its_frames(agent, slot):
     await agent.hand_over(batch)
     ratios = [(await tried(agent, slot, batch)).beside.ratio for _ in range(3)]  # on a machine with other work, too
     assert any(ratio == pytest.approx(4, rel=0.4) for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize(("rests", "ratio"), [(0.0, 0.5), (RESTS, 10.0)])
+async def test_turns_count_by_their_median_and_beside_clients_by_the_quickest(rests, ratio):
+    """Of a candidate that is quick once, and of one that has to give way in all its turns but one."""
+    candidate, serving = Turning([0.0001, *[0.002] * 30]), Turning([0.001] * 31)
+    beside = await Slot._beside(SimpleNamespace(serving=serving), candidate, rests, 10.0)
+    assert (beside.place, beside.ratio) == (serving.place, pytest.approx(ratio))
+
+
+class Turning:
+    """A seat whose turns take so long, one after the other."""
+
+    place, held = release(1).place, SimpleNamespace(config=Config(input_size=(8, 8), confidence_threshold=0.5))
+
+    def __init__(self, seconds):
+        self.seconds = iter(seconds)
+
+    async def ask(self, _turn, _limit_s):
+        return SeatRan(outputs=(), busy_s=next(self.seconds), finite=True)
 
 
 async def test_a_serving_seat_that_hangs_says_nothing_against_a_candidate(agent, slot):
