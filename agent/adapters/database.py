@@ -8,7 +8,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.core.errors import TransferError
@@ -78,6 +78,13 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     with database:  # commits it, or rolls it back
         database.execute("BEGIN IMMEDIATE")
         yield
+
+
+def set_aside(path: Path, ending: str) -> None:
+    """Renames a database's files, the one itself first, as far as they are there."""
+    for name in ("", *BESIDE):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + name).replace(path.with_name(path.name + ending + name))
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:

@@ -14,7 +14,7 @@
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,8 +137,8 @@ class Ledger:
             return database.connect(self.path, SCHEMA)
         except database.CorruptError as error:
             with files.saying_why(self.path):
-                for name in ("", *database.BESIDE):
-                    self._beside(name).unlink(missing_ok=True)  # the copy itself stays, until the next one
+                for name in ("", *database.BESIDE):  # the copy itself stays, until the next one
+                    self.path.with_name(self.path.name + name).unlink(missing_ok=True)
             self.trouble += f"; the copy is corrupt, too ({error.what}), so the ledger begins anew"
             return database.connect(self.path, SCHEMA)
 
@@ -152,17 +152,12 @@ class Ledger:
         with files.saying_why(self.path):
             content = files.read_or_none(self.copy)
             temp = files.write_temp(self.path, content) if content is not None else None
-            for name in ("", *database.BESIDE):
-                with suppress(FileNotFoundError):
-                    self._beside(name).replace(self._beside(f".corrupt{name}"))
+            database.set_aside(self.path, ".corrupt")
             if temp is not None:
                 files.sync_folder(self.path.parent)
                 temp.replace(self.path)
             files.sync_folder(self.path.parent)
         return content is not None
-
-    def _beside(self, name: str) -> Path:
-        return self.path.with_name(self.path.name + name)
 
     def _rows(self, query: str, *values: str | int) -> list[Any]:
         with self._reading_lock, database.saying_why(self.path):

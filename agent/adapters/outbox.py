@@ -86,9 +86,7 @@ class Outbox:
             self._base = database.connect(path, TABLES)
         except database.CorruptError:
             with files.saying_why(path):
-                path.replace(path.with_name(path.name + ".broken"))
-                for rest in database.BESIDE:
-                    path.with_name(path.name + rest).unlink(missing_ok=True)
+                database.set_aside(path, ".broken")
             self._base = database.connect(path, TABLES)
         with database.saying_why(path):
             (self._bytes,) = self._base.execute(WHOLE).fetchone()

@@ -226,15 +226,16 @@ class Reconciler:
     async def _has_evidence(self, place: Place, device: Device) -> bool:
         """Whether the soak rests on requests or probes; one probe is made where it does not."""
         counters = await self._counters()
-        if counters is None:
-            return False
-        if has_evidence(counters) or place in self._probed:
-            return True
+        if counters is None or has_evidence(counters) or place in self._probed:
+            return counters is not None
         outcome = await self.steps.act(self.slot, plan.Prove(place), device)
-        if isinstance(outcome, Never):
-            await self._miss_soak(place, outcome.failure, device)
-        elif isinstance(outcome, Success):
+        if isinstance(outcome, Success):
             self._probed.add(place)
+        elif isinstance(outcome, Never):
+            await self._miss_soak(place, outcome.failure, device)
+        else:
+            self._back_off(place.ref)
+            self._tell(plan.Prove(place), "prove", outcome)
         return isinstance(outcome, Success)
 
     async def _counters(self) -> Counters | None:

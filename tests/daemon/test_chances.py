@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from agent.adapters import backoff
 from agent.adapters.ledger import Ledger
-from agent.core.candidate import Backend, Failure, Found
+from agent.core.candidate import Backend, Evidence, Failure, Found, Latency
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, Kind, TransferError
-from agent.core.messages import CONFIG, METADATA, Facts, Incident, Load, SlotFacts
+from agent.core.messages import CONFIG, METADATA, Facts, Incident, Load, Prove, SeatFacts, SlotFacts
 from agent.core.plan import Swap
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata
@@ -38,8 +40,8 @@ def device(tmp_path, monkeypatch):
     ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
     tasks = []
 
-    def start(error, incidents=()):
-        facts, asked = Facts(slots={SLOT: SlotFacts(incidents=incidents)}, held=(ONE.ref,)), []
+    def start(error, incidents=(), **serves):
+        facts, asked = Facts(slots={SLOT: SlotFacts(incidents=incidents, **serves)}, held=(ONE.ref,)), []
 
         async def look():
             return facts
@@ -81,3 +83,21 @@ async def test_a_runner_that_must_be_restarted_costs_no_chance(device):
     asked, ledger = device(TransferError("restart edge-runner"), tuple(stale))
     await reached(lambda: asked)
     assert ledger.get("trial", trial_key(ONE.place), TrialRecord) is None
+
+
+async def test_a_probe_that_cannot_be_made_waits_before_it_is_made_again(device, monkeypatch):
+    """A soak without requests, on a runner that must be restarted first: asked now and then."""
+    monkeypatch.setattr(backoff, "wait_s", lambda *_: 0.2)
+    evidence = Evidence(
+        candidate=ONE.place.candidate, key="k", fps=100.0, latency_ms=Latency(mean=1, std=0, p50=1, p95=1, p99=1)
+    )
+    trial = TrialRecord(place=ONE.place, key=DEVICE.key(ONE.place.candidate), evidence=evidence)
+    seat = SeatFacts(place=ONE.place, state="serving", pid=1)
+    asked, ledger = device(TransferError("restart edge-runner"), serving=ONE.place, seats=(seat,))
+    ledger.put("trial", trial_key(ONE.place), trial)
+    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref, soak_s=0.0))
+    await reached(lambda: len(asked) > 1)
+    assert {type(one) for one in asked} == {Prove}
+    began, before = time.monotonic(), len(asked)
+    await reached(lambda: len(asked) > before + 1)
+    assert time.monotonic() - began > 0.2
