@@ -252,6 +252,7 @@ def large(world):
 
 
 def in_place(path, content, mode=0o640):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.read())
 
 
