@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml tools/env.sh
 demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
-# Most files share the machine, the longest first, three for each of two cores: most of a test is waiting for a device.
+# Most files share the machine, the longest first, two for each of two cores: half of a test is waiting for a device.
 # Two that wait for restarts have it together. What measures, or swaps without a pause, has it alone: beside others it
 # would last longer, and take more of them.
 test: env
@@ -34,7 +34,7 @@ test: env
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m tools.suite -n 6 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(PAIR) $(ALONE)) -- -n 2 --dist loadfile $(PAIR) -- $(ALONE)
+	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m tools.suite -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(PAIR) $(ALONE)) -- -n 2 --dist loadfile $(PAIR) -- $(ALONE)
 endif
 
 every-write: env
