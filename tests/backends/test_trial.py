@@ -7,7 +7,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from agent.backends import hardware, open_session
+from agent.backends import benchmark, hardware, open_session
 from agent.backends.benchmark import measure
 from agent.backends.signature import check_tensors
 from agent.backends.trial import Loaded, run_trial
@@ -96,6 +96,15 @@ def test_warm_up_runs_are_not_timed():
     _, rate = measure(session, {}, runs=7, warm_up=3)
     assert session.calls == 10
     assert rate > 0
+
+
+def test_a_slow_model_is_warm_after_a_few_runs(monkeypatch):
+    """Its warm-up ends by the clock, however many runs the config asks for."""
+    monkeypatch.setattr(benchmark, "WARM_UP_S", 0.05)
+    session = Counting()
+    session.busy_s = 0.02
+    measure(session, {}, runs=5, warm_up=10)
+    assert 5 + 1 <= session.calls <= 5 + 3
 
 
 def test_rests_are_taken_and_not_counted():
