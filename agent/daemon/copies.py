@@ -107,12 +107,13 @@ class Copies:
             said = self._deltas.take(ref, info, destination, trusted, get)
             if not said:
                 get(info, destination)
-            if stop.is_set():
+            self._record(ReleaseRecord(ref=ref, size=info.length, listing=to_tree(listing)))
+            if stop.is_set():  # nobody looks for the record any more; whoever stops later finds it
+                self.ledger.remove("release", ref.digest)
                 raise TransferError(f"{ref.name}: another release is wanted by now")  # noqa: TRY301
         except TransferError:
             self.free_of_strays()  # stopped because another release is wanted: what came is of no use
             raise
-        self._record(ReleaseRecord(ref=ref, size=info.length, listing=to_tree(listing)))
         return said or self._deltas.failed.get(ref, "")
 
     def _listed(self, ref: Ref) -> tuple[Trusted, TargetInfo]:

@@ -132,6 +132,8 @@ class Reconciler:
             while isinstance(step, plan.Fetch) and not work.done():
                 await self._news_or(None, work)
                 if not work.done() and self._record().desired != step.release:
+                    work.cancel()
+                    await asyncio.wait({work})  # what it has recorded by then is seen in the next pass
                     return None
             outcome = await work
         finally:

@@ -13,7 +13,7 @@ from agent.core.candidate import Backend, Evidence, Failure, Found, Latency
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, Kind, TransferError
 from agent.core.messages import CONFIG, METADATA, Facts, Incident, Load, Prove, SeatFacts, SlotFacts
-from agent.core.plan import Swap
+from agent.core.plan import Fetch, Swap
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata
 from agent.core.slot import SlotRecord
@@ -101,3 +101,35 @@ async def test_a_probe_that_cannot_be_made_waits_before_it_is_made_again(device,
     began, before = time.monotonic(), len(asked)
     await reached(lambda: len(asked) > before + 1)
     assert time.monotonic() - began > 0.2
+
+
+async def test_a_fetch_of_what_is_wanted_no_more_has_ended_before_the_next_look(tmp_path):
+    """Else what it recorded last would be seen by nobody until something else happens."""
+    ledger, desired, order = Ledger(tmp_path / "ledger.db"), Board({}), []
+    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
+
+    async def look():
+        return Facts()
+
+    async def act(_slot, step, _device):
+        order.append(step)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append("ended")
+
+    runner = SimpleNamespace(facts=Board(Facts()), line=Board(None), look=look, last_error="")
+    steps, news = SimpleNamespace(act=act), SimpleNamespace(tell=lambda *_, **__: None)
+    one = reconcile.Reconciler(
+        SLOT, desired, lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, Board(None)
+    )
+    seen = one._observe
+    one._observe = lambda *facts: order.append("seen") or seen(*facts)
+    task = asyncio.create_task(one.run())
+    await reached(lambda: Fetch(ONE.ref) in order)
+    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=release(2).ref))
+    desired.post({})
+    await reached(lambda: Fetch(release(2).ref) in order)
+    task.cancel()
+    assert order[:5] == ["seen", Fetch(ONE.ref), "ended", "seen", Fetch(release(2).ref)]
+    ledger.close()

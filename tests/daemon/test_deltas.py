@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import operator
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,6 @@ import pytest
 
 import fleet.publish
 from agent.adapters import files
-from agent.adapters.fetch import fetch
 from agent.adapters.ledger import Ledger
 from agent.adapters.source import Source
 from agent.adapters.store import Download, FileStore
@@ -19,7 +19,7 @@ from agent.core.candidate import Backend, Found
 from agent.core.errors import TransferError
 from agent.core.records import Device, ReleaseRecord
 from agent.core.slot import SlotRecord
-from agent.daemon import deltas
+from agent.daemon import copies, deltas
 from agent.daemon.copies import Copies
 from agent.daemon.engines import Engines
 from agent.daemon.keyring import Keyring
@@ -148,16 +148,18 @@ async def test_a_release_without_a_delta_comes_whole(shelf):
     assert shelf.line.taken == shelf.whole.length
 
 
-async def test_what_comes_too_late_is_removed(shelf, monkeypatch):
-    """The last byte came, and another release is wanted by then: neither file nor record of it stays."""
+@pytest.mark.parametrize("last", ["fetch", "Copies._record"])
+async def test_what_comes_too_late_is_removed(shelf, monkeypatch, last):
+    """The last byte came or is written down, and another release is wanted by then: neither file nor record stays."""
     came, gone = threading.Event(), threading.Event()
+    work = operator.attrgetter(last)(copies)
 
     def late(*args, **named):
-        fetch(*args, **named)
+        work(*args, **named)
         came.set()
         gone.wait(10)
 
-    monkeypatch.setattr("agent.daemon.copies.fetch", late)
+    monkeypatch.setattr(f"agent.daemon.copies.{last}", late)
     shelf.publish(weights=model({name: noise(array, 10) for name, array in OLDER.items()}))
     fetching = asyncio.create_task(shelf.fetch())
     await asyncio.to_thread(came.wait, 10)
