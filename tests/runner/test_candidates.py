@@ -128,8 +128,7 @@ async def test_a_trial_rests_between_its_runs_where_clients_ask(tmp_path, x, is_
         began = time.monotonic()
         evidence = (await agent.ask(Trial(slot="slot", place=one.place, key="k", runs=runs))).evidence
         runs_s = runs * evidence.latency_ms.mean / 1000
-        # A run that a busy machine holds up rests a second at most: four times as long is what it takes on a quiet one.
-        assert (time.monotonic() - began > 3 * runs_s) == is_asked
+        assert (time.monotonic() - began > 4 * runs_s) == is_asked
 
 
 @pytest.mark.parametrize(("serves", "candidate"), [(3000, 30000), (30000, 3000)])
