@@ -161,11 +161,10 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
         if peer is not None:
             ways["mlserver"] = peer
         times = in_turn(ways, sizes)
-    direct_fps = [len(turn) / sum(turn) for turn in times["direct"]]
+    direct_fps = speeds_of(times["direct"])
     found: dict[str, float | str] = {f"{one.slot}_direct_fps": round(statistics.median(direct_fps), 1)}
     for way, turns in times.items():
-        fps = [len(turn) / sum(turn) for turn in turns]
-        found[ratio_key(one.slot, way)] = round(median_ratio(fps, direct_fps), 3)
+        found[ratio_key(one.slot, way)] = round(median_ratio(speeds_of(turns), direct_fps), 3)
         p50, p99 = np.percentile(1000 * np.concatenate([np.array(turn) for turn in turns]), (50, 99))
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
     del found[f"{one.slot}_direct_ratio"], found[f"{one.slot}_http_null_ratio"]
@@ -285,9 +284,10 @@ async def choice(agent: Agent, one: Model, folder: Path, sizes: Sizes) -> dict[s
     """
     first, second = CANDIDATES
     alone = await tried(agent, one, first, sizes)
-    await agent.serve(one.slot, replace(one.release, candidate=first))
+    served = replace(one.release, candidate=first)
+    await agent.serve(one.slot, served)
     beside = await tried(agent, one, second, sizes, one.slot)
-    await agent.ask(Unload(slot=one.slot, place=Place(ref=one.release.ref, candidate=first)))
+    await agent.ask(Unload(slot=one.slot, place=served.place))
     app = await asyncio.to_thread(benchmark_app, one.path, folder, sizes)
     again = await tried(agent, one, first, sizes)
     assert parity(alone.evidence), alone
@@ -329,7 +329,12 @@ def hand_made(one: Model, sizes: Sizes) -> dict[Candidate, list[float]]:
             stack.callback(session.close)
             ways[str(candidate)] = lambda session=session: session.run(None, one.feeds)  # type: ignore[misc]
         times = in_turn(ways, sizes)
-    return {one: [len(turn) / sum(turn) for turn in times[str(one)]] for one in CANDIDATES}
+    return {one: speeds_of(times[str(one)]) for one in CANDIDATES}
+
+
+def speeds_of(turns: Sequence[Sequence[float]]) -> list[float]:
+    """Frames per second of each turn, from the seconds of its frames."""
+    return [len(turn) / sum(turn) for turn in turns]
 
 
 def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
