@@ -8,7 +8,6 @@ import sqlite3
 import sys
 from base64 import b64decode
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,7 +18,7 @@ from models.check import check_release
 from tests.fakes import mosquitto
 from tests.fakes.waiting import until
 from tests.system.listener import Listener
-from tests.system.plant import GROUP, MODELS, ONE, TWO, CalmCamera, Plant, golden
+from tests.system.plant import GROUP, MODELS, ONE, TWO, CalmCamera, Plant, golden, renamed
 from tests.system.steady import until_settled
 
 POLL_S = 1.0  # what the bucket did is seen, and seen to be over, within a test's patience
@@ -61,12 +60,8 @@ class Standing:
     # --- what happens ------------------------------------------------------------------------------------------
 
     def unsound(self, date, keys=None, **files):
-        """The bytes of a release that nobody checked: `keys` of its metadata, or whole files, are others."""
-        name = f"defect_detection_ssd_plates_{date}"
-        tree = {**json.loads(self.sound.metadata), "name": name, "version": date, **(keys or {})}
-        kept = {key: value for key, value in tree.items() if value is not None}
-        sound = replace(self.sound, name=name, metadata=json.dumps(kept).encode())
-        return replace(sound, **files)
+        """As `renamed` of the sound release."""
+        return renamed(self.sound, date, keys, **files)
 
     def another(self, date):
         """A sound release that nobody has seen yet."""

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,6 +64,13 @@ class Plant:
     def publish_checked(self, checked):
         """Seal and list whatever is given, checked or not."""
         return publish(self.repository, checked, newest_publics(self.keyring, [GROUP]), now=now())
+
+    def publish_hopeless(self):
+        """Seal and list a release, as quick as the others, whose gate asks for a speed that no device reaches."""
+        sound = renamed(check_release(MODELS, ONE), "20250701")
+        config = yaml.safe_load(sound.config)
+        config["gates"]["min_fps"] = 1e6
+        return self.publish_checked(replace(sound, config=yaml.safe_dump(config).encode()))
 
     def rollout(self, release, *, soak=0.3, slot=SLOT, broker=True):
         """Deploy a release, an older one, too; by the store, and by message where there is a broker. The signed pair."""
@@ -364,6 +371,14 @@ class CalmCamera(Camera):
 
 class CalmRingingCamera(CalmCamera, RingingCamera):
     """The same with our client."""
+
+
+def renamed(checked, date, keys=None, **files):
+    """The bytes of a release that nobody checked: of another date, `keys` of its metadata, or whole files, are others."""
+    name = f"{SLOT}_ssd_plates_{date}"
+    tree = {**json.loads(checked.metadata), "name": name, "version": date, **(keys or {})}
+    kept = {key: value for key, value in tree.items() if value is not None}
+    return replace(replace(checked, name=name, metadata=json.dumps(kept).encode()), **files)
 
 
 def golden(name):

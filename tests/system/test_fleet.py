@@ -4,7 +4,7 @@ import pytest
 
 from tests.fakes.mosquitto import Mosquitto, require
 from tests.system.listener import Listener
-from tests.system.plant import BAD, ONE, SLOT, TWO, Camera, Plant, golden
+from tests.system.plant import ONE, SLOT, TWO, Camera, Plant, golden
 from tests.system.steady import until_settled
 
 LAST = {"done", "failed", "rejected", "expired"}
@@ -134,13 +134,11 @@ def test_sync_and_report_are_answered(line):
 
 def test_a_retry_opens_what_was_rejected_for_speed(line):
     """A speed rejection holds until a signed retry; then the release is tried again, and rejected again."""
-    bad = line.publish(BAD)
-    line.rollout(BAD)
-    line.cam.until(lambda: line.cam.slot().get("rejections"), "the slow release is rejected", 120)
+    bad = line.publish_hopeless()
+    line.rollout(bad.name)
+    line.cam.until(lambda: line.cam.slot().get("rejections"), "it is rejected for its speed")
     first = line.cam.slot()["rejections"][-1]["at"]
     said = outcome(line, line.command(line.cam, "retry"))
     assert said["result"]["reopened"] == [bad.name]
-    line.cam.until(
-        lambda: (line.cam.slot().get("rejections") or [{"at": first}])[-1]["at"] != first, "rejected again", 120
-    )
+    line.cam.until(lambda: (line.cam.slot().get("rejections") or [{"at": first}])[-1]["at"] != first, "rejected again")
     assert line.cam.slot()["serving"] == ONE

@@ -1,7 +1,7 @@
 """A device without room for two seats: the old one leaves first, requests wait, and the way back is short."""
 
 from tests.system.client import sync
-from tests.system.plant import BAD, ONE, SLOT, TWO, CalmCamera, golden
+from tests.system.plant import ONE, SLOT, TWO, CalmCamera, golden
 
 RESOURCE = {"slots": {SLOT: {"swap": "resource", "hold_s": 20.0}}}
 
@@ -28,11 +28,11 @@ def test_requests_wait_while_the_one_seat_is_changed(plant):
 
 def test_the_old_release_comes_back_when_the_new_one_misses(plant):
     """A release that misses its gates under `resource` is rejected, and the last good one is loaded again."""
-    one, _ = plant.publish(ONE), plant.publish(BAD)
+    one, bad = plant.publish(ONE), plant.publish_hopeless()
     device = plant.device(**RESOURCE).start()
     plant.rollout(ONE)
     device.until_serving(one, confirmed=True)
-    plant.rollout(BAD)
+    plant.rollout(bad.name)
     sync(device)
-    device.until(lambda: device.slot().get("rejections"), "the slow release is rejected", 120)
+    device.until(lambda: device.slot().get("rejections"), "it is rejected for its speed")
     device.until_serving(one, confirmed=True)
