@@ -33,19 +33,7 @@ from fleet.publish import describe
 from tests.fakes.mosquitto import Mosquitto, program
 from tests.fakes.seaweed import ADMIN, BUCKET, EDGE, Seaweed
 from tests.fakes.waiting import until
-from tests.system.plant import (
-    GROUP,
-    MODELS,
-    ONE,
-    TWO,
-    Answer,
-    Camera,
-    Device,
-    Plant,
-    UnixConnection,
-    golden,
-    infer,
-)
+from tests.system.plant import GROUP, MODELS, ONE, TWO, Answer, Camera, Device, Plant, UnixConnection, golden, infer
 
 CLAIMS = {
     "publish_to_serving_s": "from `publish` at the desk to the first answer of a device that served nothing, s",
