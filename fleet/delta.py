@@ -20,17 +20,7 @@ from msgspec.structs import replace
 
 from agent.core.documents import to_json
 from agent.core.errors import InputError
-from agent.trust.delta import (
-    RECIPE_BYTES,
-    RUN_BYTES,
-    Change,
-    Recipe,
-    Segment,
-    Words,
-    by_exponent,
-    taken_by,
-    words_of,
-)
+from agent.trust.delta import RECIPE_BYTES, RUN_BYTES, Change, Recipe, Segment, Words, by_exponent, taken_by, words_of
 from agent.trust.sealing import LEVEL, Group, SealedPart, grouped
 
 RECIPE = "delta.json"  # the part of it that comes first

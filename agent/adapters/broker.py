@@ -22,15 +22,7 @@ from dataclasses import dataclass
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters import backoff
-from agent.adapters.connection import (
-    FAREWELL_S,
-    STATE_EXPIRY_S,
-    WINDOW,
-    BrokerSettings,
-    Connection,
-    Message,
-    connected,
-)
+from agent.adapters.connection import FAREWELL_S, STATE_EXPIRY_S, WINDOW, BrokerSettings, Connection, Message, connected
 from agent.adapters.outbox import Outbox, Row
 from agent.core.errors import TransferError
 

@@ -6,7 +6,6 @@ is exit 78 (EX_CONFIG), which systemd does not cure by restarting.
 
 import argparse
 import asyncio
-import ctypes
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID
 
 from agent import VERSION
 from agent.adapters import files, host
+from agent.adapters.heap import share_one_arena
 from agent.adapters.service import leave_no_dump
 from agent.core.documents import from_json, from_tree
 from agent.core.errors import EdgeError, InputError, TransferError, first
@@ -36,7 +36,6 @@ from agent.daemon.state import Measured, State
 
 CONFIG = Path("/etc/edge-agent/agent.yaml")
 EX_CONFIG = 78
-M_ARENA_MAX = -8  # malloc.h
 ASK_S = 60.0
 BENCH_S = 1800.0
 WATCH_S = 1.0
@@ -104,7 +103,7 @@ def run(settings: Settings, _: argparse.Namespace) -> int:
     for library in ("botocore", "boto3", "urllib3", "s3transfer", "tuf"):
         logging.getLogger(library).setLevel(logging.WARNING)
     leave_no_dump()  # keys are in this memory
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else each worker thread keeps memory of its own, about 2 MB
+    share_one_arena()
     asyncio.run(serve(settings))
     return 0
 

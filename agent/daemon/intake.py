@@ -29,19 +29,12 @@ from agent.daemon.board import Board
 from agent.daemon.keyring import Keyring
 from agent.daemon.news import News
 from agent.daemon.state import StoreState
+from agent.trust import policy
 from agent.trust.deployment import PAIR_BYTES, Replayed, Taken, believe_deployment
 from agent.trust.expiry import expiring
 from agent.trust.floor import Floor, check_floor, high_water, issued_at, seen
 from agent.trust.grant import GRANT_BYTES
 from agent.trust.listing import target_path
-from agent.trust.policy import (
-    POLICY_BYTES,
-    POLICY_PATH,
-    WITHDRAWN_BYTES,
-    WITHDRAWN_PATH,
-    believe_withdrawn,
-    read_policy,
-)
 
 ASK_AGAIN_S = 60.0
 
@@ -102,9 +95,9 @@ class Intake:
 
     def _believe(self, trusted: Trusted) -> None:
         """From now on this listing counts, with its policy; no listing does while that cannot be had."""
-        listed = POLICY_PATH in trusted.targets.targets
+        listed = policy.POLICY_PATH in trusted.targets.targets
         try:
-            policy = read_policy(trusted.read(POLICY_PATH, POLICY_BYTES)) if listed else None
+            rules = policy.read_policy(trusted.read(policy.POLICY_PATH, policy.POLICY_BYTES)) if listed else None
         except EdgeError as error:
             self.trusted = None
             raise TransferError(f"{error}; nobody is believed before the policy is here") from error
@@ -113,7 +106,7 @@ class Intake:
             # After the set is current: a floor above the set that lies here would be a device that believes nothing
             # until its next contact.
             self.ledger.put_all([("trust", "floor", floor)], precious=True)
-        self.policy, self.trusted = policy, trusted
+        self.policy, self.trusted = rules, trusted
 
     def _show_store(self, last_sync: datetime | None, error: str = "") -> None:
         ends = self.trusted.expiries if self.trusted is not None else {}
@@ -157,9 +150,10 @@ class Intake:
 
     def _take_withdrawn(self, trusted: Trusted) -> None:
         """Reject for ever what was withdrawn, and leave no way back to it."""
-        if trusted.find(WITHDRAWN_PATH) is None:
+        if trusted.find(policy.WITHDRAWN_PATH) is None:
             return
-        listed = believe_withdrawn(trusted.read(WITHDRAWN_PATH, WITHDRAWN_BYTES), trusted.targets)
+        raw = trusted.read(policy.WITHDRAWN_PATH, policy.WITHDRAWN_BYTES)
+        listed = policy.believe_withdrawn(raw, trusted.targets)
         with self.moving:
             known = self.withdrawn()
             new = [one for one in listed.releases if one.release not in known]

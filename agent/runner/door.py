@@ -22,28 +22,14 @@ import msgspec
 from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import BODY_BYTES, SeatRan, SeatRun, Slice
+from agent.runner import model_documents as documents
 from agent.runner.answers import Answered
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, unavailable, write_head
 from agent.runner.intake import check_lengths, receive
 from agent.runner.lanes import Lane
 from agent.runner.metrics import CONTENT_TYPE, exposition
-from agent.runner.model_documents import (
-    OtherVersionError,
-    check_version,
-    index_entry,
-    model_answer,
-    response_head,
-    stats_of,
-)
-from agent.runner.open_inference import (
-    EXTENSIONS,
-    Request,
-    check_request,
-    read_region,
-    read_terms,
-    write_response,
-)
+from agent.runner.open_inference import EXTENSIONS, Request, check_request, read_region, read_terms, write_response
 from agent.runner.queue import LateError
 from agent.runner.regions import Regions
 from agent.runner.slots import Slot
@@ -143,7 +129,7 @@ class Door:
         headers = JSON
         if model is not None:
             allow(ask, "GET")
-            body = msgspec.json.encode(model_answer(slot, model[2], model[3]))
+            body = msgspec.json.encode(documents.model_answer(slot, model[2], model[3]))
         elif ask.path == "/metrics":
             allow(ask, "GET")
             body, headers = exposition(self.slots, self.requests, self.refused), {"Content-Type": CONTENT_TYPE}
@@ -170,7 +156,7 @@ class Door:
             "/v2/health/live": ("GET", lambda: {"live": True}),
             "/v2/health/ready": ("GET", self.ready),
             "/v2/models/stats": ("GET", self.statistics),
-            "/v2/repository/index": ("POST", lambda: [index_entry(slot) for slot in self.slots.values()]),
+            "/v2/repository/index": ("POST", lambda: [documents.index_entry(slot) for slot in self.slots.values()]),
         }
         if ask.path not in answers:
             raise HttpError(HTTPStatus.NOT_FOUND, f"there is nothing at {ask.path}; the protocol starts at /v2")
@@ -196,7 +182,7 @@ class Door:
             request = await receive(wire, ask, lane, json_length, self.regions)
             is_probe = PROBE in ask.headers
             answered, outputs = await self.computed(slot, lane, request, version, arrived, is_probe=is_probe)
-            document, binary = write_response(request, outputs, response_head(slot, answered))
+            document, binary = write_response(request, outputs, documents.response_head(slot, answered))
             headers = JSON
             if binary:
                 headers = {"Content-Type": "application/octet-stream"}
@@ -277,14 +263,14 @@ class Door:
 
     def statistics(self) -> Any:
         """Of all slots."""
-        return {"model_stats": [one for slot in self.slots.values() for one in stats_of(slot, None)]}
+        return {"model_stats": [one for slot in self.slots.values() for one in documents.stats_of(slot, None)]}
 
 
 def status_of(error: HttpError | InputError) -> int:
     """The status of a refusal: its own, or that of a client's mistake."""
     if isinstance(error, HttpError):
         return error.status
-    return HTTPStatus.NOT_FOUND if isinstance(error, OtherVersionError) else HTTPStatus.BAD_REQUEST
+    return HTTPStatus.NOT_FOUND if isinstance(error, documents.OtherVersionError) else HTTPStatus.BAD_REQUEST
 
 
 async def refuse(wire: Wire, error: HttpError) -> bool:
@@ -321,7 +307,7 @@ def asked(request: Request, slot: Slot, lane: Lane, version: str | None, held: H
     Raises:
         InputError: it is for another version, or does not fit the release.
     """
-    check_version(slot, held.ref.name, version)
+    documents.check_version(slot, held.ref.name, version)
     outputs = tuple(one.name for one in request.document.outputs)
     run = SeatRun(lane=lane.number, inputs=tuple(request.slices.values()), outputs=outputs)
     return check_request(run, held.metadata, held.config)

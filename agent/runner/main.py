@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters.channel import frames_beside, grpc_address, listen, loopback
+from agent.adapters.heap import keep_what_is_freed
 from agent.adapters.service import leave_no_dump, listen_sockets, notify, watchdog_interval
 from agent.core.errors import InputError
 from agent.runner.orders import Runner
@@ -36,6 +37,7 @@ def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     leave_no_dump()  # requests hold what cameras see
+    keep_what_is_freed()
     try:
         asyncio.run(serve(arguments()))
     except InputError as error:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from agent import VERSION
 from agent.adapters.arena import Arena
 from agent.adapters.forks import forked
+from agent.adapters.heap import keep_what_is_freed
 from agent.adapters.memory_file import map_for_reading, read, reserve, write
 from agent.adapters.packets import Packets, close_all
 from agent.adapters.service import leave_no_dump
@@ -235,6 +236,7 @@ class Seat:
     def _act(self, message: ToSeat, descriptors: Sequence[int]) -> FromSeat:
         if isinstance(message, messages.SeatLoad):
             self._model = self._load(message, descriptors)
+            keep_what_is_freed()
             return messages.Loaded(pid=os.getpid(), load_s=self._model.load_s)
         if self._model is None:
             raise BackendError("this seat holds no model: load one first")
