@@ -7,7 +7,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.ready
-PAIR   := $(addprefix tests/faults/test_,kill.py seats.py)
+APART  := $(addprefix tests/faults/test_,kill.py seats.py)
 ALONE  := $(addprefix tests/system/test_,swaps.py event_loop.py)
 FIRST  := tests/core tests/attacks tests/faults tests/system tests/runner
 SHARED := $(FIRST) $(filter-out $(FIRST) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
@@ -25,8 +25,8 @@ demo: env
 	$(PYTHON) -m tools.demo $(if $(S3),--s3)
 
 # Most files share the machine, the longest first, two for each of two cores: half of a test is waiting for a device.
-# Two that wait for restarts have it together. What measures, or swaps without a pause, has it alone: beside others it
-# would last longer, and take more of them.
+# Those that wait for restarts have it together. What measures, or swaps without a pause, has it alone: beside others
+# it would last longer, and take more of them.
 test: env
 	tools/apt.sh mosquitto 2.0
 	-tools/apt.sh strace 5.0
@@ -34,7 +34,7 @@ test: env
 ifdef TESTS
 	$(PYTHON) -m pytest $(TESTS)
 else
-	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m tools.suite -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(PAIR) $(ALONE)) -- -n 2 --dist loadfile $(PAIR) -- $(ALONE)
+	PATIENCE=$(or $(PATIENCE),3) $(PYTHON) -m tools.suite -n 4 --dist loadfile --no-loadscope-reorder --timeout=900 $(SHARED) $(addprefix --ignore=,$(APART) $(ALONE)) -- -n 3 --dist loadgroup $(APART) -- $(ALONE)
 endif
 
 every-write: env

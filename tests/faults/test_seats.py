@@ -31,7 +31,7 @@ GATES = {"max_latency_p95_ms": 100, "min_fps": 2}  # `slow` is slower
 LONG_S = 600.0  # a soak that does not end by itself
 ANSWERS = 40  # of each camera, before and after
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("seats")]  # one device for all of them
 
 
 class Shaky(Standing):

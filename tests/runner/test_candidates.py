@@ -121,7 +121,7 @@ async def test_a_seat_that_clients_wait_for_is_not_stopped(agent, camera, slot, 
 @pytest.mark.parametrize("is_asked", [True, False])
 async def test_a_trial_rests_between_its_runs_where_clients_ask(tmp_path, x, is_asked):
     """For three times as long as each took."""
-    one, runs = of_turns(2, 20000), 20
+    one, runs = of_turns(2, 4000), 100
     async with a_slot_that_serves(tmp_path, x, is_asked=is_asked) as agent:
         await agent.hand_over(one)
         assert isinstance(await agent.ask(Load(slot="slot", place=one.place)), Loaded)

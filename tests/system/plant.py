@@ -36,7 +36,7 @@ from tests.fakes.waiting import PATIENCE, until
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 SLOT = "defect_detection"
-ONE, TWO, BAD = (f"{SLOT}_ssd_plates_202506{day}" for day in (28, 29, 30))
+ONE, TWO = (f"{SLOT}_ssd_plates_202506{day}" for day in (28, 29))
 GROUP = "plant"
 
 
