@@ -1,6 +1,7 @@
 """`kill -9` at fifty moments of pull, trial, swap and soak: what was verified serves on, or serves again, without a network.
 
-They are shared out between two devices, which may be tested side by side. The moments are drawn from SEED, which is printed; `KILL_SEED=N` draws others.
+They are shared out between two devices, which may be tested side by side. The moments are drawn from SEED, which is
+printed; `KILL_SEED=N` draws others.
 """
 
 import os
