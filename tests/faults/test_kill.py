@@ -67,7 +67,8 @@ def moments(chance):
 def test_what_is_verified_serves_through_fifty_kills(new_plant, mosquitto, tmp_path, half):
     """No request fails but while the runner is down; the desired release serves in the end, and nothing is left over."""
     chance = random.Random(SEED)
-    rounds = moments(chance)[half::2]
+    everything = moments(chance)
+    rounds = everything[half::2]
     releases = [Weighty(tmp_path / "models", date, WEIGHTS_MB) for date in ("20250701", "20250702", "20250703")]
     plant = new_plant(broker=mosquitto, settings={"rate_limit_mb_s": RATE_MB_S})
     listed = [plant.publish_checked(release.checked) for release in releases]
@@ -84,6 +85,8 @@ def test_what_is_verified_serves_through_fifty_kills(new_plant, mosquitto, tmp_p
         until_settled(device, goal, 120)
     scene.camera.end()
     scene.tell()
+    assert sum(map(len, everything)) == MOMENTS
+    assert len(scene.played) == sum(map(len, rounds))
     assert len(scene.camera.failures) == sum(one.failures for one in scene.played), (
         "no failure but in a runner's absence"
     )
