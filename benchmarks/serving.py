@@ -167,8 +167,8 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
     found: dict[str, float | str] = {f"{one.slot}_direct_fps": round(1 / direct_s, 1)}
     for way, taken in times.items():
         base_s = statistics.median(times["direct"]) if way == "again" else direct_s
-        found[ratio_key(one.slot, way)] = round(base_s / statistics.median(taken), 3)
         p50, p99 = np.percentile(1000 * np.array(taken), (50, 99))
+        found[ratio_key(one.slot, way)] = round(1000 * base_s / float(p50), 3)
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
     del found[f"{one.slot}_direct_ratio"], found[f"{one.slot}_http_null_ratio"]
     found[f"{one.slot}_http_limit"] = round(direct_s / (direct_s + statistics.median(times["http_null"])), 3)

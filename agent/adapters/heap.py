@@ -6,17 +6,17 @@ kernel clears, may take a third of the frame's time. What does not serve gives i
 
 import ctypes
 
-_mallopt = ctypes.CDLL(None).mallopt
+_LIBC = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 _KEPT_BYTES = 32 * 1024 * 1024  # the most that glibc takes for the second
 
 
 def keep_what_is_freed() -> None:
     """From here on, 32 MiB at the end of each arena at most, and whatever is larger goes back at once."""
-    _mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-    _mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+    _LIBC.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+    _LIBC.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def share_one_arena() -> None:
     """For the threads that come: else each worker keeps memory of its own, about 2 MB."""
-    _mallopt(_ARENA_MAX, 1)
+    _LIBC.mallopt(_ARENA_MAX, 1)
