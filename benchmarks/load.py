@@ -6,6 +6,8 @@
    cache, and both run compiled code, as pip installs it; they take turns, and the median of the pairs' ratios counts.
 3. Memory files are counted once, beside what the processes hold of their own. Memory and stalls are looked for in
    rounds of their own: a hundred looks a second take agent and runner a tenth of a core.
+4. When either begins to be timed the machine has its memory at hand; see _warm.py. Memory and stalls come before that:
+   while a host takes so much back, everything stands still for tenths of a second.
 
 `--quick`: without the largest model, nothing is written.
 """
@@ -32,6 +34,7 @@ from agent.trust.sealing import seal
 from benchmarks import _results
 from benchmarks._load_agent import ALONE, THREADS
 from benchmarks._releases import ROOT, release_of
+from benchmarks._warm import warm
 from fleet.publish import describe
 from tests.runner.conftest import Running, runner_in
 
@@ -86,8 +89,8 @@ async def measured(folder: Path, sizes: tuple[int, ...]) -> Figures:
         path = draw(folder / f"{size}.onnx", size)
         call = sealed(path)
         os.sync()  # else the one or the other shares the disk with what was just written
-        timed = [await pair(folder, path, [*call, ALONE]) for _ in range(TIMED)]
         watched = [await pair(folder, path, call) for _ in range(WATCHED)]
+        timed = [await pair(folder, path, [*call, ALONE]) for _ in range(TIMED)]
         path.unlink()
         for name, pairs, mine, other in (
             ("time", timed, "seconds", 0), ("peak", watched, "peak_mb", 1), ("system_peak", watched, "system_mb", 1)
@@ -105,7 +108,10 @@ async def measured(folder: Path, sizes: tuple[int, ...]) -> Figures:
 async def pair(folder: Path, path: Path, call: list[str]) -> tuple[dict[str, float], tuple[float, float]]:
     """What one load of ours cost, with a runner that holds nothing of the release yet, and one of the plain file."""
     async with runner_in(folder) as running:
-        return await asyncio.to_thread(ours, running, call), plain(path)
+        our = await asyncio.to_thread(ours, running, call)
+        if ALONE in call:
+            await asyncio.to_thread(warm)
+        return our, plain(path)
 
 
 def draw(path: Path, size_mb: int) -> Path:
