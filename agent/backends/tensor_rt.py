@@ -56,7 +56,7 @@ class TensorRtSession(Ports):
         outputs = [self._place(port) for port in self._outputs]
         if not self._context.execute_async_v3(self._stream):
             raise BackendError("the model failed while it ran: TensorRT says why in its log")
-        self._cuda.wait(self._stream)
+        self._cuda.do("cudaStreamSynchronize", self._stream)
         for port, output in zip(self._outputs, outputs, strict=True):
             self._cuda.copy(output.ctypes.data, self._buffers[port.name][0], output.nbytes, _TO_HOST)
         return outputs
@@ -73,9 +73,12 @@ class TensorRtSession(Ports):
         """As `Session.close`."""
         with self._lock:
             for address, _ in self._buffers.values():
-                self._cuda.free(address)
+                self._cuda.do("cudaFree", address)
             self._buffers.clear()
             self._context = self._engine = None
+            if self._stream:
+                self._cuda.do("cudaStreamDestroy", self._stream)
+            self._stream = 0
 
     def _feed(self, name: str, given: Array) -> None:
         if not self._context.set_input_shape(name, given.shape):
@@ -95,7 +98,7 @@ class TensorRtSession(Ports):
         address, held = self._buffers.get(name, (0, 0))
         if held < size:
             if address:
-                self._cuda.free(address)
+                self._cuda.do("cudaFree", address)
             address = self._cuda.allocate(size)
             self._buffers[name] = address, size
         self._context.set_tensor_address(name, address)
@@ -206,7 +209,7 @@ def _port(engine: Any, name: str) -> Port:
 
 
 class _Cuda:
-    """The five calls of the CUDA runtime that a session needs."""
+    """The six calls of the CUDA runtime that a session needs."""
 
     def __init__(self) -> None:
         self._library = _load_cudart()
@@ -216,9 +219,6 @@ class _Cuda:
         self._check(self._library.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(max(size, 1))), Kind.MEMORY)
         return address.value or 0
 
-    def free(self, address: int) -> None:
-        self._check(self._library.cudaFree(ctypes.c_void_p(address)))
-
     def copy(self, to: int, source: int, size: int, kind: int) -> None:
         self._check(self._library.cudaMemcpy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind))
 
@@ -227,8 +227,9 @@ class _Cuda:
         self._check(self._library.cudaStreamCreate(ctypes.byref(stream)))
         return stream.value or 0
 
-    def wait(self, stream: int) -> None:
-        self._check(self._library.cudaStreamSynchronize(ctypes.c_void_p(stream)))
+    def do(self, call: str, pointer: int) -> None:
+        """A call that is told where, and no more."""
+        self._check(getattr(self._library, call)(ctypes.c_void_p(pointer)))
 
     def _check(self, status: int, kind: Kind = Kind.BACKEND) -> None:
         if status:

@@ -40,16 +40,17 @@ def config(**options):
 
 
 def test_an_engine_answers_as_onnx_runtimes_session_does(cuda, tmp_path):
-    """run, get_inputs, get_outputs and get_providers; and close gives the device's memory back."""
+    """run, get_inputs, get_outputs and get_providers; and close gives the device's memory and its stream back."""
     session = open_session(relu(tmp_path), HALF, config())
     assert session.run(None, {"input": IMAGE})[0].tolist() == [[0, 2, 0, 4]]
     assert session.run(["output"], {"input": -IMAGE})[0].tolist() == [[1, 0, 3, 0]]
     assert [(one.name, one.shape, one.type) for one in session.get_inputs()] == [("input", (1, 4), "tensor(float)")]
     assert [one.name for one in session.get_outputs()] == ["output"]
     assert session.get_providers() == ["TensorRT"]
-    assert len(cuda.blocks) == 2
+    assert (len(cuda.blocks), len(cuda.streams)) == (2, 1)
     session.close()
-    assert cuda.blocks == {}
+    session.close()
+    assert (cuda.blocks, cuda.streams) == ({}, set())
 
 
 def test_the_precision_and_workspace_that_were_asked_for_are_set(cuda, tmp_path):

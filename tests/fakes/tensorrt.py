@@ -176,7 +176,7 @@ class Cudart:
     """The CUDA runtime, with host memory."""
 
     def __init__(self, room=1 << 20):
-        self.blocks, self.room = {}, room
+        self.blocks, self.streams, self.room = {}, set(), room
         self.cudaGetErrorString = lambda status: b"out of memory"
 
     def cudaMalloc(self, pointer, size):  # noqa: N802
@@ -196,8 +196,13 @@ class Cudart:
         return 0
 
     def cudaStreamCreate(self, pointer):  # noqa: N802
-        pointer._obj.value = 1
+        pointer._obj.value = len(self.streams) + 1
+        self.streams.add(pointer._obj.value)
         return 0
 
     def cudaStreamSynchronize(self, stream):  # noqa: N802
+        return 0 if stream.value in self.streams else 400
+
+    def cudaStreamDestroy(self, stream):  # noqa: N802
+        self.streams.remove(stream.value)
         return 0
