@@ -8,6 +8,7 @@ pieces of 2 MB, and to be given it again took twenty times as long as memory tha
 import mmap
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 
@@ -23,7 +24,8 @@ def main() -> None:
     """Take it."""
     size = min(BYTES, psutil.virtual_memory().available // 2)
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a system without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     for place in range(0, size, mmap.PAGESIZE):
         memory[place] = 1
 
