@@ -1,4 +1,4 @@
-"""Memory that the machine has at hand, as a device's is: python -m benchmarks._warm.
+"""Memory that the machine has at hand, as a device's is.
 
 Where the machine is a virtual one, its host takes free memory back after a second or two (free page reporting), in
 pieces of 2 MB, and to be given it again took twenty times as long as memory that was there: 512 MB of huge pages in
@@ -6,8 +6,6 @@ pieces of 2 MB, and to be given it again took twenty times as long as memory tha
 """
 
 import mmap
-import subprocess
-import sys
 from contextlib import suppress
 
 import psutil
@@ -16,19 +14,10 @@ BYTES = 4 * 1024**3  # what a load of a gigabyte takes and gives back, in all
 
 
 def warm() -> None:
-    """Have as much at hand as a load takes, for the next second: another process takes it and ends."""
-    subprocess.run([sys.executable, "-m", __name__], check=True)
-
-
-def main() -> None:
-    """Take it."""
+    """Have as much at hand as a load takes, for the next second: it is taken, and given back at once."""
     size = min(BYTES, psutil.virtual_memory().available // 2)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    for place in range(0, size, mmap.PAGESIZE):
-        memory[place] = 1
-
-
-if __name__ == "__main__":
-    main()
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        for place in range(0, size, mmap.PAGESIZE):
+            memory[place] = 1
