@@ -5,8 +5,8 @@
 2. The direct loop is what an application would write itself: a session in its own process, of as many threads as the
    seat has, and each frame copied once, as a camera brings it. It is there twice, for where its memory happens to lie
    counts, too: the ratios are to both together, and how far the second is from the first tells what a ratio can tell.
-3. What NVIDIA's client and the loopback cost by themselves is told beside: the same request to a server that computes
-   nothing. No server can give more than the direct loop with that before it.
+3. What NVIDIA's client and the loopback leave is told beside: the direct loop, and behind each of its frames the same
+   request to a server that computes nothing. No server can give more.
 4. Three models: one of YOLOv8n's size and a small detector, RetinaFace ($EDGE_ACCEPTANCE_MODELS, else graphs of their
    sizes made here), and the tiny one of this repository, beside which each microsecond is seen. `best_backend` and
    `benchmark_app` judge the trial: what it chose, and the speed it told.
@@ -24,10 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc
@@ -52,9 +53,10 @@ WAYS = {
     "client": "our client",
     "stream": "our client's stream, two frames under way",
     "shm": "shared memory over HTTP",
+    "shm_limit": "the direct loop, then shared memory over HTTP to a server that computes nothing",
     "grpc_shm": "shared memory over gRPC",
     "http": "binary tensors over HTTP",
-    "http_null": "binary tensors over HTTP, to a server that computes nothing",
+    "http_limit": "the direct loop, then binary tensors over HTTP to a server that computes nothing",
     "grpc": "binary tensors over gRPC",
     "mlserver": "MLServer, the same runtime, over gRPC",
 }
@@ -63,7 +65,6 @@ CHOICE = {
     "benchmark_app_ratio": "frames per second that a trial tells / OpenVINO's benchmark_app",
     "best_backend_ratio": "the candidate that a device would choose / the fastest measured by hand",
 }
-LIMIT = "the direct loop, and an HTTP server that computes nothing, one after the other"
 THREADS = 1  # of each seat and of the direct loop: the client needs a core, and there may be two
 CANDIDATES = tuple(Candidate(backend=one, threads=THREADS) for one in (Backend.OPENVINO, Backend.CPU))  # as tried
 CPU = CANDIDATES[-1]
@@ -117,7 +118,6 @@ def rows(figures: Mapping[str, float | str]) -> Iterator[tuple[float | str, ...]
             if f"{model}_{way}_p50_ms" in figures:
                 ratio = 1.0 if way == "direct" else figures.get(ratio_key(model, way), "")
                 yield name, told, ratio, figures[f"{model}_{way}_p50_ms"], figures[f"{model}_{way}_p99_ms"]
-        yield name, LIMIT, figures[f"{model}_http_limit"], "", ""
     for key, told in CHOICE.items():
         if key in figures:
             yield MODELS["yolo"], told, figures[key], "", ""
@@ -157,6 +157,7 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
         ways = {way: direct(one, sizes.candidate, stack) for way in ("direct", "again")}
         ways |= by_client(one, running, stack)
         ways |= by_triton(one, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", stack)
+        ways |= {way: one_after_the_other(ways["direct"], ways[way]) for way in ways if way.endswith("_limit")}
         peer = None
         if sizes.candidate == CPU:
             peer = stack.enter_context(_mlserver.serving(one.path, one.feeds, folder / f"mlserver-{one.slot}"))
@@ -170,8 +171,7 @@ def shares(one: Model, running: Running, http: int, grpc: int, folder: Path, siz
         p50, p99 = np.percentile(1000 * np.array(taken), (50, 99))
         found[ratio_key(one.slot, way)] = round(1000 * base_s / float(p50), 3)
         found |= {f"{one.slot}_{way}_p50_ms": round(float(p50), 2), f"{one.slot}_{way}_p99_ms": round(float(p99), 2)}
-    del found[f"{one.slot}_direct_ratio"], found[f"{one.slot}_http_null_ratio"]
-    found[f"{one.slot}_http_limit"] = round(direct_s / (direct_s + statistics.median(times["http_null"])), 3)
+    del found[f"{one.slot}_direct_ratio"]
     return found | ({} if peer or sizes.candidate == CUDA else {f"mlserver_{one.slot}_ratio": _mlserver.why_not()})
 
 
@@ -220,54 +220,70 @@ def by_client(one: Model, running: Running, stack: ExitStack) -> dict[str, Ask]:
 def by_triton(one: Model, http_at: str, grpc_at: str, stack: ExitStack) -> dict[str, Ask]:
     """NVIDIA's client, over HTTP and gRPC, with and without shared memory."""
     outputs = output_sizes(one)
-    found: dict[str, Ask] = {}
-    null_at = stack.enter_context(_null_server.started(free_ports(1)[0], outputs))
+    null_at, bare_at = (
+        stack.enter_context(_null_server.started(port, answer))
+        for port, answer in zip(free_ports(2), (outputs, {}), strict=True)
+    )
     http, grpc = tritonclient.http, tritonclient.grpc
-    for name, library, at in (("http", http, http_at), ("grpc", grpc, grpc_at), ("http_null", http, null_at)):
-        client = library.InferenceServerClient(at)
-        stack.callback(client.close)
-        inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
-        asked = [library.InferRequestedOutput(key) for key in outputs]
-        found[name] = plain(client, one, inputs, asked)
-        if at != null_at:
-            found["shm" if name == "http" else "grpc_shm"] = shared(library, client, one, outputs, stack)
-    return found
+    return {
+        name: way(library, stack.enter_context(closing(library.InferenceServerClient(at))), one, outputs, stack)
+        for name, way, library, at in (
+            ("http", plain, http, http_at),
+            ("http_limit", plain, http, null_at),
+            ("shm", shared, http, http_at),
+            ("shm_limit", shared, http, bare_at),
+            ("grpc", plain, grpc, grpc_at),
+            ("grpc_shm", shared, grpc, grpc_at),
+        )
+    }
 
 
-def plain(client: object, one: Model, inputs: Sequence[object], asked: Sequence[object]) -> Ask:
+def plain(library: Any, client: Any, one: Model, outputs: Mapping[str, int], _: ExitStack) -> Ask:
     """Tensors as bytes in the request and in the answer."""
+    inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
+    asked = [library.InferRequestedOutput(key) for key in outputs]
 
     def ask() -> None:
         for tensor, array in zip(inputs, one.feeds.values(), strict=True):
-            tensor.set_data_from_numpy(array)  # type: ignore[attr-defined]
-        answer = client.infer(one.slot, inputs, outputs=asked)  # type: ignore[attr-defined]
-        answer.as_numpy(asked[0].name())  # type: ignore[attr-defined]
+            tensor.set_data_from_numpy(array)
+        answer = client.infer(one.slot, inputs, outputs=asked)
+        answer.as_numpy(asked[0].name())
 
     return ask
 
 
-def shared(library: object, client: object, one: Model, outputs: Mapping[str, int], stack: ExitStack) -> Ask:
+def shared(library: Any, client: Any, one: Model, outputs: Mapping[str, int], stack: ExitStack) -> Ask:
     """Tensors in a region of shared memory, which this side writes and reads."""
     sizes = {**{key: array.nbytes for key, array in one.feeds.items()}, **outputs}
-    name = f"bench_{one.slot}_{library.__name__.rpartition('.')[2]}"  # type: ignore[attr-defined]
+    name = f"bench_{one.slot}_{id(client)}"
     region = shared_memory.create_shared_memory_region(name, f"/{name}", sum(sizes.values()))
     stack.callback(shared_memory.destroy_shared_memory_region, region)
-    client.register_system_shared_memory(name, f"/{name}", sum(sizes.values()))  # type: ignore[attr-defined]
-    stack.callback(client.unregister_system_shared_memory, name)  # type: ignore[attr-defined]
+    client.register_system_shared_memory(name, f"/{name}", sum(sizes.values()))
+    stack.callback(client.unregister_system_shared_memory, name)
     places, end = {}, 0
     for key, size in sizes.items():
         places[key], end = end, end + size
-    inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]  # type: ignore[attr-defined]
-    asked = [library.InferRequestedOutput(key) for key in outputs]  # type: ignore[attr-defined]
+    inputs = [library.InferInput(key, array.shape, "FP32") for key, array in one.feeds.items()]
+    asked = [library.InferRequestedOutput(key) for key in outputs]
     for tensor in (*inputs, *asked):
         tensor.set_shared_memory(name, sizes[tensor.name()], places[tensor.name()])
 
     def ask() -> None:
         for key, array in one.feeds.items():
             shared_memory.set_shared_memory_region(region, [array], places[key])
-        client.infer(one.slot, inputs, outputs=asked)  # type: ignore[attr-defined]
+        client.infer(one.slot, inputs, outputs=asked)
         for key, size in outputs.items():
             shared_memory.get_contents_as_numpy(region, np.float32, (size // 4,), places[key]).copy()
+
+    return ask
+
+
+def one_after_the_other(first: Ask, second: Ask) -> Ask:
+    """Both, as one request."""
+
+    def ask() -> None:
+        first()
+        second()
 
     return ask
 

@@ -38,7 +38,7 @@ from agent.core.messages import (
     Unload,
 )
 from tests.fakes.descriptors import held
-from tests.runner.conftest import CPU, SHAPE, Running, alive, altered, eventually, release, runner_in
+from tests.runner.conftest import CPU, PATIENCE_S, SHAPE, Running, alive, altered, eventually, release, runner_in
 
 
 async def offered(agent, one):
@@ -115,7 +115,7 @@ async def test_a_look_is_answered_once(shared, agent):
 
 async def test_a_runner_without_descriptors_refuses_and_serves_on(tmp_path, x):
     """Orders and agents that come while no descriptor is left wait or are refused; then all goes on."""
-    async with runner_in(tmp_path) as running:
+    async with runner_in(tmp_path, stderr=asyncio.subprocess.PIPE) as running:
         agent, camera = await running.agent(), await running.camera()
         one, two = release(1), release(2)
         await agent.serve("a", one)
@@ -128,7 +128,7 @@ async def test_a_runner_without_descriptors_refuses_and_serves_on(tmp_path, x):
             assert isinstance(reply, Refused)
             assert not reply.failure.kind.is_final
         late = asyncio.create_task(running.agent())
-        await asyncio.sleep(0.3)
+        await asyncio.wait_for(running.process.stderr.readuntil(b"step=accept outcome=waiting"), PATIENCE_S)
         assert (await camera.infer("a", x)).status == 200
         resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limits)
         await (await late).client.close()
