@@ -68,7 +68,7 @@ class AsyncClient:
             if self._line is None or self._line.is_lost:
                 if self._is_closed:
                     raise RequestError(CLOSED)
-                self._line = AsyncLine(await connect(self._path, FromRunner), self._path)
+                self._line = AsyncLine(connect(self._path, FromRunner), self._path)
             return self._line
 
     async def __aenter__(self) -> Self:

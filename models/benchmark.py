@@ -19,7 +19,7 @@ import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from agent.backends.hardware import board, gpu
-from agent.backends.session import DTYPES, NodeArg, Session, fits
+from agent.backends.session import DTYPES, Port, Session, fits
 from agent.core.candidate import Latency
 from agent.core.documents import Document, from_json, to_json
 from agent.core.errors import InputError
@@ -68,7 +68,7 @@ def benchmark_model(session: Session, images: Images, num_runs: int = 100) -> di
     return _figures(seconds, resident)
 
 
-def feeds_for(inputs: Sequence[NodeArg], images: Images) -> tuple[Feeds, ...]:
+def feeds_for(inputs: Sequence[Port], images: Images) -> tuple[Feeds, ...]:
     """The feeds of each image.
 
     Raises:
@@ -137,7 +137,7 @@ def _figures(seconds: NDArray[np.float64], resident: NDArray[np.float64]) -> dic
     }
 
 
-def _images(port: NodeArg, images: Any) -> Sequence[Any]:
+def _images(port: Port, images: Any) -> Sequence[Any]:
     """The images one by one: an array with an axis more than an image, or with an open first one, is several."""
     if isinstance(images, list | tuple):
         return images
@@ -148,7 +148,7 @@ def _images(port: NodeArg, images: Any) -> Sequence[Any]:
     return [array] if is_one else list(array)
 
 
-def _one(port: NodeArg, image: ArrayLike) -> NDArray[Any]:
+def _one(port: Port, image: ArrayLike) -> NDArray[Any]:
     array = _fitting(port, image)
     if array is None:
         wanted = f"{DTYPES.get(port.type, port.type)} {list(port.shape)}"
@@ -156,7 +156,7 @@ def _one(port: NodeArg, image: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _fitting(port: NodeArg, image: ArrayLike) -> NDArray[Any] | None:
+def _fitting(port: Port, image: ArrayLike) -> NDArray[Any] | None:
     """The image as the input takes it, with a batch axis where only that is missing; None where it does not fit."""
     array = np.asarray(image)
     for each in (array, array[None]):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from msgspec import Meta
 
 from agent.backends import open_session, probe_backend
-from agent.backends.session import DTYPES, NodeArg, Session
+from agent.backends.session import DTYPES, Port, Session
 from agent.core.candidate import Backend, Candidate
 from agent.core.documents import OpenDocument, from_tree
 from agent.core.errors import BackendError, InputError, Kind
@@ -117,7 +117,7 @@ def _open(path: str, config: Config, backend: Backend) -> Session:
         raise
 
 
-def tensors(ports: Sequence[NodeArg]) -> tuple[Tensor, ...]:
+def tensors(ports: Sequence[Port]) -> tuple[Tensor, ...]:
     """A session's inputs or outputs as they would be declared."""
     return tuple(
         Tensor(

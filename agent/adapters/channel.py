@@ -16,7 +16,7 @@ from typing import Any
 from agent.adapters.packets import M, Packets, Received, nobody_answers
 from agent.core.errors import InputError, TransferError
 
-WAITING = 8  # connections that wait to be accepted
+WAITING = 128  # connections that wait to be accepted: every application of a device may start at once
 PROBE_S = 1.0  # how long a live peer may take to be noticed
 PORTS = 65536
 
@@ -108,16 +108,16 @@ def _make_way(path: Path, kind: socket.SocketKind) -> None:
     raise OSError(errno.EADDRINUSE, "another process listens there: end it, or name another path")
 
 
-async def connect(path: Path, receives: Any) -> Channel[Any]:
-    """A channel to whoever listens at `path`.
+def connect(path: Path, receives: Any) -> Channel[Any]:
+    """A channel to whoever listens at `path`; at once, since a local socket has no way to go.
 
     Raises:
-        TransferError: nobody does.
+        TransferError: nobody does, or too many wait there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(0)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, str(path))
+        sock.connect(str(path))
     except OSError as error:
         sock.close()
         raise TransferError(nobody_answers(path, error)) from error

@@ -37,7 +37,7 @@ class RunnerClient:
         Raises:
             TransferError: it is not there, or does not speak our protocol.
         """
-        self._channel = await connect(self._path, Answer)
+        self._channel = connect(self._path, Answer)
         self._listening = asyncio.create_task(self._listen(self._channel), name="runner client")
         reply, _ = await self.ask(Hello())
         if isinstance(reply, Welcome):

@@ -26,20 +26,13 @@ DTYPES: Mapping[str, Dtype] = {  # ONNX Runtime's name of a tensor type: numpy's
 TYPES: Mapping[str, str] = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
-class NodeArg(Protocol):
-    """An input or output, as ONNX Runtime describes it."""
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output, as ONNX Runtime describes it (`onnxruntime.NodeArg`)."""
 
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-
-    @property
-    def shape(self) -> Sequence[int | str | None]:
-        """Sizes; a text or None is any size."""
-
-    @property
-    def type(self) -> str:
-        """For example `tensor(float)`."""
+    name: str
+    shape: Sequence[int | str | None]  # a text or None is any size
+    type: str  # for example `tensor(float)`
 
 
 class Session(Protocol):
@@ -53,10 +46,10 @@ class Session(Protocol):
             BackendError: the backend failed.
         """
 
-    def get_inputs(self) -> Sequence[NodeArg]:
+    def get_inputs(self) -> Sequence[Port]:
         """The inputs, in order."""
 
-    def get_outputs(self) -> Sequence[NodeArg]:
+    def get_outputs(self) -> Sequence[Port]:
         """The outputs, in order."""
 
     def get_providers(self) -> Sequence[str]:
@@ -70,15 +63,6 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input or output of a backend other than ONNX Runtime."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    type: str
 
 
 class Ports:
@@ -109,7 +93,7 @@ class Ports:
         return self._outputs
 
 
-def check_feeds(inputs: Sequence[NodeArg], feeds: Feeds) -> None:
+def check_feeds(inputs: Sequence[Port], feeds: Feeds) -> None:
     """Return when the feeds fit the inputs; for backends that would cast or guess.
 
     Raises:

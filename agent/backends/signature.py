@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agent.backends.session import DTYPES, NodeArg, Session, fits
+from agent.backends.session import DTYPES, Port, Session, fits
 from agent.core.errors import BackendError, Kind
 from agent.core.release import Metadata, Tensor
 
@@ -17,7 +17,7 @@ def check_tensors(session: Session, metadata: Metadata) -> None:
     _check("output", metadata.outputs, session.get_outputs())
 
 
-def _check(side: str, declared: Sequence[Tensor], given: Sequence[NodeArg]) -> None:
+def _check(side: str, declared: Sequence[Tensor], given: Sequence[Port]) -> None:
     ports = {port.name: port for port in given}
     if {tensor.name for tensor in declared} != ports.keys():
         names = sorted(tensor.name for tensor in declared)

@@ -12,6 +12,7 @@ Needs TensorRT 10 or newer and the CUDA runtime's shared library; nothing of thi
 import ctypes
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class TensorRtSession(Ports):
         """The address of at least `size` bytes on the device for one tensor."""
         address, held = self._buffers.get(name, (0, 0))
         if held < size:
-            if address:
+            if self._buffers.pop(name, None):  # nobody has it, should there be no room for another
                 self._cuda.do("cudaFree", address)
             address = self._cuda.allocate(size)
             self._buffers[name] = address, size
@@ -131,7 +132,8 @@ def _build(log: Any, path: str, candidate: Candidate, config: Config) -> Any:
     settings = _settings(builder, network, candidate, config)
     cache = _timing_cache()
     known = cache.read_bytes() if cache is not None and cache.is_file() else b""
-    settings.set_timing_cache(settings.create_timing_cache(known), ignore_mismatch=False)
+    times = settings.create_timing_cache(known) or settings.create_timing_cache(b"")
+    settings.set_timing_cache(times, ignore_mismatch=False)
     engine = builder.build_serialized_network(network, settings)
     if engine is None:
         raise BackendError(f"{candidate}: TensorRT {VERSION} builds no engine: too little memory, or its log says why")
@@ -193,9 +195,10 @@ def _timing_cache() -> Path | None:
 
 def _keep(settings: Any, cache: Path | None) -> None:
     if cache is not None:
-        part = cache.with_suffix(".part")
-        part.write_bytes(settings.get_timing_cache().serialize())
-        part.replace(cache)  # TensorRT refuses a torn cache and starts anew: no need to sync
+        part = cache.with_suffix(f".{os.getpid()}.part")
+        with suppress(OSError):  # a full disk costs the next build minutes, not this one's engine
+            part.write_bytes(settings.get_timing_cache().serialize())
+            part.replace(cache)  # TensorRT refuses a torn cache and starts anew: no need to sync
 
 
 def _is_input(engine: Any, name: str) -> bool:

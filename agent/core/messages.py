@@ -18,6 +18,8 @@ from agent.core.errors import InputError
 from agent.core.release import Config, Ref
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
+BUILD_S = 1800.0  # an engine of a large model, on the smallest Jetson, beside those that serve
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # JSON knows no infinity
 
 PROTOCOL = 1
 BODY_BYTES = 128 * 1024**2  # of a request's inputs: eight 1280 x 1280 float frames are 157 MB as text, 126 MB as bytes
@@ -102,6 +104,11 @@ class Load(OfSeat, tag=True):
     """Start a seat and load a release that was sealed before. Answer: Loaded or Refused."""
 
     deadline_s: float = 120.0
+
+    @classmethod
+    def of(cls, slot: str, place: Place) -> "Load":
+        """The order, with the time that it takes."""
+        return cls(slot=slot, place=place, **({"deadline_s": BUILD_S} if place.candidate.builds else {}))
 
 
 class Trial(OfSeat, tag=True):
@@ -327,7 +334,7 @@ class SeatRan(OpenDocument, tag=True):
     """The outputs lie in the lane's answer arena."""
 
     outputs: tuple[Slice, ...]
-    busy_s: float
+    busy_s: Seconds
     finite: bool
 
 
@@ -344,7 +351,7 @@ class SeatCount(Document, tag=True):
 class SeatCounted(Document, tag=True):
     """What the bells were rung for since the last count: when each run began, and its seconds inside."""
 
-    runs: tuple[tuple[float, float], ...]
+    runs: tuple[tuple[Seconds, Seconds], ...]
 
 
 # --- the runner and a client of ours ----------------------------------------------------------------------------

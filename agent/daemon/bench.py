@@ -65,7 +65,7 @@ class Bench:
         measured = Measured(release=place.ref.name, candidate=place.candidate, version=version)
         try:
             await self.steps.hold(place.ref)
-            await self.runner.ask(Load(slot=slot + SHADOW, place=place))
+            await self.runner.ask(Load.of(slot + SHADOW, place))
             order = Trial(slot=slot + SHADOW, place=place, key=device.key(place.candidate), runs=RUNS)
             reply, engine = await self.runner.ask(order)
             close_all(engine)

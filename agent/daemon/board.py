@@ -1,7 +1,7 @@
 """A board shows the latest value to any number of readers; it never queues."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -20,9 +20,9 @@ class Board(Generic[T]):
         self._turned.set()
         self._turned = asyncio.Event()
 
-    async def turned(self) -> None:
-        """Until the next value is posted."""
-        await self._turned.wait()
+    def turned(self) -> Coroutine[None, None, bool]:
+        """Until the next value is posted; the one next to this call, whenever it is awaited."""
+        return self._turned.wait()
 
     async def changes(self) -> AsyncIterator[T]:
         """The current value, then each later one; a slow reader skips to the newest."""

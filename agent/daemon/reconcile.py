@@ -1,7 +1,7 @@
 """Bring one slot to what is desired: observe, decide, act, look again. One task per slot.
 
 1. The planner decides; this file counts chances, backs off, watches the soak and tells what changed.
-2. A change of desire stops a running fetch of something else; a trial or a swap is finished first: it is short.
+2. A change of desire stops a running fetch, or the building of an engine; what is short is finished first.
 3. A backend failure has CHANCES before its place is out: a driver may hiccup, a candidate may be killed by mistake.
    So has a speed gate that was missed closely: the device may have been busy. Parity, structure, trust and what a
    runtime does not support have one.
@@ -88,6 +88,7 @@ class Reconciler:
                 await self._news_or(LOOK_S)
                 continue
             await self._note_incidents(facts.slot(self.slot).incidents, device)
+            facts = self.runner.facts.value or facts
             record = self._record()
             seen = self._observe(record, facts, device)
             makes_room = record.desired is not None and record.desired == self._lacks_room
@@ -126,14 +127,17 @@ class Reconciler:
             self._told_hot.discard(step.place)
 
     async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
-        """What came of the step; None when desire moved away from a fetch."""
+        """What came of the step; None when desire moved away from one that takes long."""
+        wished, is_build = self._record().desired, isinstance(step, plan.Load) and step.place.candidate.builds
         work = asyncio.create_task(self.steps.act(self.slot, step, device), name=f"{self.slot} {step}")
         try:
-            while isinstance(step, plan.Fetch) and not work.done():
+            while (is_build or isinstance(step, plan.Fetch)) and not work.done():
                 await self._news_or(None, work)
-                if not work.done() and self._record().desired != step.release:
+                if not work.done() and self._record().desired != wished:
                     work.cancel()
                     await asyncio.wait({work})  # what it has recorded by then is seen in the next pass
+                    if isinstance(step, plan.Load):
+                        await self.steps.act(self.slot, plan.Unload(step.place), device)
                     return None
             outcome = await work
         finally:

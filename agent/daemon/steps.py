@@ -111,7 +111,7 @@ class Steps:
     async def _load(self, slot: str, place: Place, device: Device) -> str:
         """Load a place, with its engine where one is kept; what was done, in words."""
         await self.hold(place.ref)
-        return await self.engines.load(messages.Load(slot=slot, place=place), device)
+        return await self.engines.load(messages.Load.of(slot, place), device)
 
     async def _prove(self, slot: str, place: Place, device: Device) -> None:
         """Have a loaded seat compute its golden samples; what it built is kept."""

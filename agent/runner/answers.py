@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind
-from agent.core.messages import FromSeat, Refused, SeatRan
+from agent.core.messages import Refused, SeatRan
 from agent.core.release import Config
 from agent.runner.seats import Seat
 
@@ -31,17 +31,16 @@ def run_deadline_s(config: Config) -> float:
     return min(max(RUN_FACTOR * config.gates.max_latency_p95_ms / 1000, shortest), longest)
 
 
-def fault_of(seat: Seat, answer: FromSeat) -> Failure | None:
+def fault_of(seat: Seat, answer: SeatRan | Refused) -> Failure | None:
     """What is wrong with an answer, if anything."""
     if isinstance(answer, Refused):
         return answer.failure
-    assert isinstance(answer, SeatRan)
     if answer.finite:
         return None
     return Failure(kind=Kind.PARITY, reason=f"{seat.place}: an answer held NaN or Inf for an input that held none")
 
 
-def answer_anyway(seat: Seat, answer: FromSeat) -> Answered:
+def answer_anyway(seat: Seat, answer: SeatRan | Refused) -> Answered:
     """The answer, also one with NaN or Inf: the client is told so.
 
     Raises:
@@ -50,7 +49,6 @@ def answer_anyway(seat: Seat, answer: FromSeat) -> Answered:
     """
     if isinstance(answer, SeatRan):
         return Answered(seat, answer)
-    assert isinstance(answer, Refused)
     if answer.failure.kind is Kind.STRUCTURE:
         raise InputError(answer.failure.reason)
     raise BackendError(answer.failure.reason, answer.failure.kind)

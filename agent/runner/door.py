@@ -38,7 +38,6 @@ from agent.runner.wire import Wire
 CONNECTIONS = 256
 DOCUMENT_BYTES = 16 * 1024  # of a body that is no request to infer: a region's is below 1 KB
 METADATA = {"name": "edge-runner", "version": VERSION, "extensions": EXTENSIONS}
-PROBE = "edge-probe"  # header or parameter of a request that is no client's
 
 log = logging.getLogger("edge-runner")
 
@@ -180,8 +179,7 @@ class Door:
             if ask.waits_for_continue:
                 wire.write(CONTINUE)
             request = await receive(wire, ask, lane, json_length, self.regions)
-            is_probe = PROBE in ask.headers
-            answered, outputs = await self.computed(slot, lane, request, version, arrived, is_probe=is_probe)
+            answered, outputs = await self.computed(slot, lane, request, version, arrived)
             document, binary = write_response(request, outputs, documents.response_head(slot, answered))
             headers = JSON
             if binary:
@@ -214,19 +212,20 @@ class Door:
         except BackendError as error:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
         finally:
+            if lane.is_large:  # what seats hold of it goes, too
+                slot.forget(lane)
             slot.lanes.give_back(lane)
 
     async def computed(
-        self, slot: Slot, lane: Lane, request: Request, version: str | None, arrived: float, *, is_probe: bool = False
+        self, slot: Slot, lane: Lane, request: Request, version: str | None, arrived: float
     ) -> tuple[Answered, Outputs]:
         """The answer to a request in a lane, with the tensors where the seat wrote them; regions have theirs.
 
         Raises:
             EdgeError: as `Slot.infer`; or a region does not take an output.
         """
-        said, orders = request.document.parameters, partial(asked, request, slot, lane, version)
-        is_probe, terms = is_probe or bool(said.get(PROBE)), read_terms(said, arrived)
-        answered = await slot.infer(lane, orders, arrived, is_probe=is_probe, terms=terms)
+        terms = read_terms(request.document.parameters, arrived)
+        answered = await slot.infer(lane, partial(asked, request, slot, lane, version), arrived, terms)
         outputs = outputs_of(lane, answered.ran)
         for output, content in outputs:
             if output.name in request.targets:

@@ -95,7 +95,7 @@ class Frames:
             with self._door.lane(slot):  # its arenas lie idle: it is the place in the queue that all share
                 for one in ask.inputs:
                     check_slice(one, lane)
-                answered = await slot.infer(lane, partial(asked, ask, lane), arrived, is_probe=False)
+                answered = await slot.infer(lane, partial(asked, ask, lane), arrived)
             wants_bell = ask.bell and answered.ran.finite
             bell = slot.bell(answered.seat, lane, asked(ask, lane, answered.seat.held)) if wants_bell else None
         except (HttpError, InputError) as error:

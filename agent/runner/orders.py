@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from itertools import count
 
@@ -169,13 +168,9 @@ class Runner:
                     await slot.close()
         return Done(), ()
 
-    def _is_asked(self) -> bool:
-        now = time.monotonic()
-        return any(slot.tally.is_asked(now) for slot in self.slots.values())
-
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:
-            seats = self._holdings, self._server, self._is_asked
+            seats = self._holdings, self._server, self.slots
             self.slots[name] = Slot(name, *seats, self._tasks, self.changed, self._incidents)
         return self.slots[name]
 

@@ -303,12 +303,12 @@ def refuse(channel: Packets[ToSeat], version: str) -> None:
 
 def main() -> None:
     """`seat PARENT DESCRIPTOR VERSION`; `--walls` and `--probe [NAME ...]` say as JSON what holds and what works."""
-    if sys.argv[1:2] == ["--walls"]:
-        sys.stdout.buffer.write(to_json(walls.draw()))
-        return
-    if sys.argv[1:2] == ["--probe"]:
-        walls.draw()
-        sys.stdout.buffer.write(to_json(probe([Backend(name) for name in sys.argv[2:]] or Backend)))
+    if sys.argv[1] in {"--walls", "--probe"}:
+        with os.fdopen(os.dup(1), "wb") as said:  # libraries print where they like, TensorRT warnings to stdout
+            os.dup2(2, 1)
+            hold = walls.draw()
+            backends = [Backend(name) for name in sys.argv[2:]] or Backend
+            said.write(to_json(probe(backends) if sys.argv[1] == "--probe" else hold))
         return
     parent, descriptor, version = sys.argv[1:]
     settle(int(parent), b"edge-seats")

@@ -13,6 +13,7 @@
 
 import asyncio
 import os
+import re
 import resource
 import signal
 import socket
@@ -23,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, TypeVar
 
 from agent.adapters.channel import Channel
 from agent.adapters.fork_server import Adopted, ForkServer
@@ -30,7 +32,7 @@ from agent.adapters.seat_process import LAST_WORDS_S, how_it_ended
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, SeatRun, ToSeat
+from agent.core.messages import FromSeat, Loaded, Place, Refused, SeatFacts, SeatLoad, SeatRan, SeatRun, ToSeat
 from agent.runner.bells import Bells
 from agent.runner.holdings import Held
 from agent.runner.lanes import Pair
@@ -41,8 +43,11 @@ SERVING_ROOM = 2  # times the gate: clients may send larger batches than the gol
 IDLE_S = 0.5  # a machine without idle time delays a load by so much; the library and small models are there sooner
 AWAY_S = 5.0  # and a gentle one by so much
 RESTS, WORK_S = 3, 0.002  # a quarter of one core leaves eight cameras their p99 (0107)
-PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
+PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 NICE_LIMIT = 20  # an RLIMIT_NICE of 20 allows nice 0 (getrlimit(2))
+SYS_NICE = 1 << 23  # linux/capability.h: a container's root may lack it
+
+A = TypeVar("A", bound=FromSeat)
 
 
 class Priority(Enum):
@@ -65,7 +70,8 @@ class SeatEndedError(BackendError):
 class Waiting:
     """An order without an answer yet."""
 
-    answer: "asyncio.Future[FromSeat]"
+    kind: type[Any]  # of its answer, where that is no refusal
+    answer: "asyncio.Future[Any]"
     deadline_s: float
 
 
@@ -126,8 +132,6 @@ class Seat:
         try:
             ready = await self._ask_to_load(deadline_s)
             set_priority(self.pid, Priority.LOW)
-            if not isinstance(ready, Loaded):  # a corrupt process may say anything
-                raise BackendError(f"{self.place}: the seat talks nonsense: {type(ready).__name__} to a load")
             self.ready, self.state = ready, "loaded"
         finally:
             giving_way.cancel()
@@ -147,27 +151,27 @@ class Seat:
         finally:
             self._signal(signal.SIGCONT)
 
-    async def _ask_to_load(self, deadline_s: float) -> FromSeat:
+    async def _ask_to_load(self, deadline_s: float) -> Loaded:
         descriptors = (*self.held.descriptors, *self.held.engine(self.place.candidate))
         try:
             order = SeatLoad(place=self.place, parts=self.held.parts, config=self.held.config)
-            return await self.ask(order, deadline_s, descriptors)
+            return await self.ask(order, Loaded, deadline_s, descriptors)
         finally:  # before anything that the seat says of weights that are not what was announced
             if self.held.doubt is not None and (doubt := await self.held.doubt):
                 raise BackendError(doubt)
 
-    async def ask(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
+    async def ask(self, message: ToSeat, kind: type[A], deadline_s: float, descriptors: tuple[int, ...] = ()) -> A:
         """The seat's answer.
 
         Raises:
             BackendError: it answers that it failed, ends, or misses the deadline.
         """
-        answer = await self._send(message, deadline_s, descriptors)
+        answer = await self._send(message, kind, deadline_s, descriptors)
         if isinstance(answer, Refused):
             raise BackendError(answer.failure.reason, answer.failure.kind)
         return answer
 
-    async def run(self, lane: Pair, run: SeatRun, deadline_s: float) -> FromSeat:
+    async def run(self, lane: Pair, run: SeatRun, deadline_s: float) -> SeatRan | Refused:
         """The answer to the request in a lane.
 
         Raises:
@@ -176,7 +180,7 @@ class Seat:
         if self._lanes.get(lane.number) is not lane:
             self._tell(messages.LaneOpen(lane=lane.number), lane.descriptors)
             self._lanes[lane.number] = lane
-        return await self._send(run, deadline_s)
+        return await self._send(run, SeatRan, deadline_s)
 
     def bell(self, lane: Pair, run: SeatRun) -> socket.socket | None:
         """The client's end of a bell for a request in a lane that this seat has answered; None where there is none."""
@@ -252,23 +256,26 @@ class Seat:
                 return pages * PAGE_MB, (pages - shared) * PAGE_MB
         return 0.0, 0.0
 
-    async def _send(self, message: ToSeat, deadline_s: float, descriptors: tuple[int, ...] = ()) -> FromSeat:
+    async def _send(
+        self, message: ToSeat, kind: type[A], deadline_s: float, descriptors: tuple[int, ...] = ()
+    ) -> A | Refused:
         if self.ended.is_set():
             reason = f"{self.place}: the seat has ended"
             raise SeatEndedError(Failure(kind=Kind.BACKEND, reason=reason), was_inside=False)
         self._tell(message, descriptors)
-        waiting = Waiting(asyncio.get_running_loop().create_future(), deadline_s)
+        waiting = Waiting(kind, asyncio.get_running_loop().create_future(), deadline_s)
         self._waiting.append(waiting)
         if len(self._waiting) == 1:
             self._watch()
         try:
-            return await waiting.answer
+            answer: A | Refused = await waiting.answer
         except asyncio.CancelledError:  # whoever asked has left, and the seat computes on: it is not free before
             if waiting in self._waiting:
                 waiting.answer = asyncio.get_running_loop().create_future()
                 with suppress(SeatEndedError):
                     await waiting.answer
             raise
+        return answer
 
     def _tell(self, message: ToSeat, descriptors: tuple[int, ...]) -> None:
         try:
@@ -280,6 +287,8 @@ class Seat:
         if given:
             self.held.keep_engine(self.place.candidate, given)
             self.has_built = True
+        if not isinstance(message, self._waiting[0].kind | Refused):
+            raise InputError(f"{type(message).__name__} where {self._waiting[0].kind.__name__} was to come")
         waiting = self._waiting.popleft()
         if not waiting.answer.done():
             waiting.answer.set_result(message)
@@ -300,6 +309,8 @@ class Seat:
 
     def _kill(self) -> None:
         self._signal(signal.SIGKILL)
+        if self._process is not None:  # it may hang in a driver, and not even die
+            self._channel.hang_up()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -330,11 +341,17 @@ class Seat:
 def set_priority(pid: int, priority: Priority) -> None:
     """Sets the priority of each thread, since Linux has none for a process, where all of it can be undone."""
     (policy, nice, oom_score), process = priority.value, Path(f"/proc/{pid}")
-    soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    may_undo = os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= NICE_LIMIT
     with suppress(OSError):  # it has ended
-        (process / "oom_score_adj").write_text(str(oom_score))
-        for thread in (process / "task").iterdir() if may_undo else ():
+        for thread in (process / "task").iterdir() if may_undo() else ():
             with suppress(ProcessLookupError):
                 os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+        (process / "oom_score_adj").write_text(str(oom_score))
+
+
+def may_undo() -> bool:
+    """Whether this process may give a thread back the priority that it took."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    held = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    may_always = held is not None and bool(int(held[1], 16) & SYS_NICE)
+    return may_always or soft == resource.RLIM_INFINITY or soft >= NICE_LIMIT

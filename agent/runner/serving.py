@@ -22,7 +22,7 @@ from contextlib import suppress
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
-from agent.core.messages import Incident, Place, Promote, SeatRan, SeatRun
+from agent.core.messages import Incident, Place, Promote, Refused, SeatRan, SeatRun
 from agent.core.soak import judge_pace
 from agent.runner.answers import Answered, answer_anyway, fault_of, run_deadline_s
 from agent.runner.bells import COUNT_S
@@ -68,7 +68,7 @@ class Serving:
         return self.order.hold_s if self.order is not None else 0.0
 
     async def infer(
-        self, lane: Pair, asked: Callable[[Held], SeatRun], arrived: float, *, is_probe: bool, terms: Terms = WHENEVER
+        self, lane: Pair, asked: Callable[[Held], SeatRun], arrived: float, terms: Terms = WHENEVER
     ) -> Answered:
         """The answer to the request in `lane`; `asked` reads it against the release that serves.
 
@@ -83,18 +83,19 @@ class Serving:
             seat, tally = await self._lease(terms, arrived), self.tally
             seat.inside += 1
             try:
-                answered = await self._ask(seat, lane, asked)
+                answering, answer, tally = await self._ask(seat, lane, asked)
+                answered = answer_anyway(answering, answer)
             except SeatEndedError as error:
                 deaths += error.was_inside
                 if deaths > 1:
-                    self._count_one(tally, seat, (arrived, received, time.monotonic()), None, is_probe=is_probe)
+                    self._count_one(tally, seat, (arrived, received, time.monotonic()), None)
                     raise BackendError(f"two seats ended on this request; it is not tried again: {error}") from error
             except BackendError:
-                self._count_one(tally, seat, (arrived, received, time.monotonic()), None, is_probe=is_probe)
+                self._count_one(tally, seat, (arrived, received, time.monotonic()), None)
                 raise
             else:
                 times = arrived, received, time.monotonic()
-                self._count_one(tally, answered.seat, times, answered.ran, is_probe=is_probe)
+                self._count_one(tally, answered.seat, times, answered.ran)
                 return answered
             finally:
                 seat.inside -= 1
@@ -118,8 +119,7 @@ class Serving:
     async def _count_rings(self, seat: Seat) -> None:
         """Counts what a seat's bells were rung for."""
         with suppress(BackendError):  # it has ended, and its keeper knows
-            counted = await seat.ask(messages.SeatCount(), run_deadline_s(seat.held.config))
-            assert isinstance(counted, messages.SeatCounted)
+            counted = await seat.ask(messages.SeatCount(), messages.SeatCounted, run_deadline_s(seat.held.config))
             tally = self.tally if seat is self.serving else Tally()
             self.rung += len(counted.runs)
             self._faults = 0 if counted.runs else self._faults
@@ -153,28 +153,32 @@ class Serving:
             raise TransferError(f"{self.name}: no model serves at the moment; try again")
         return min(until, self._hopeless_at)
 
-    async def _ask(self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun]) -> Answered:
-        """The seat's answer; or, where that is bad, the fall-back's."""
-        answer = await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
+    async def _ask(
+        self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun]
+    ) -> tuple[Seat, SeatRan | Refused, Tally]:
+        """The seat's answer; or, where that is bad, the fall-back's. And whose it is to be counted as."""
+        tally, answer = self.tally, await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
         if failure is None and seat is self.serving:
             self._faults = 0
         if failure is None or failure.kind is Kind.STRUCTURE:
-            return answer_anyway(seat, answer)
+            return seat, answer, tally
         spare = self.fallback if seat is self.serving else None
         if spare is None:
             self._fault(seat, failure)
-            return answer_anyway(seat, answer)
+            return seat, answer, tally
         try:
             run = asked(spare.held)
         except InputError:  # it takes other requests than its successor
-            return answer_anyway(seat, answer)
+            return seat, answer, tally
         other = await spare.run(lane, run, run_deadline_s(spare.held.config))
-        if fault_of(spare, other) is None and seat is self.serving:
-            self.tally.errors += failure.kind is Kind.BACKEND
-            self.tally.not_finite += failure.kind is Kind.PARITY
+        if fault_of(spare, other) is not None:
+            return spare, other, Tally()  # nobody's: it is the request
+        if seat is self.serving:
+            tally.errors += failure.kind is Kind.BACKEND
+            tally.not_finite += failure.kind is Kind.PARITY
             self._fault(seat, failure)
-        return answer_anyway(spare, other)
+        return spare, other, tally
 
     def _fault(self, seat: Seat, failure: Failure) -> None:
         if seat is self.serving:
@@ -192,12 +196,7 @@ class Serving:
             blamed.add(failure.kind)
             self._note(place, failure, SERVES_ON)
 
-    def _count_one(
-        self, tally: Tally, seat: Seat, times: Times, ran: SeatRan | None, *, is_probe: bool = False
-    ) -> None:
-        if is_probe:
-            tally.probe(failed=ran is None or not ran.finite)
-            return
+    def _count_one(self, tally: Tally, seat: Seat, times: Times, ran: SeatRan | None) -> None:
         tally.request(times[0], times[2], ran)
         self.statistics.setdefault(seat.place.ref.name, Statistics()).request(*times, ran)
         if tally is self.tally and self.serving is not None and tally.requests % PACE == 0:

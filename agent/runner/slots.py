@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from statistics import median
 
@@ -42,14 +42,14 @@ class Slot(Serving):
         name: str,
         holdings: Holdings,
         server: ForkServer,
-        is_asked: Callable[[], bool],
+        peers: Mapping[str, "Slot"],
         tasks: asyncio.TaskGroup,
         changed: Callable[[], None],
         count: Iterator[int],
     ) -> None:
         super().__init__(name, tasks, changed, count)
         self._seats: dict[Place, Seat] = {}
-        self._holdings, self._server, self._is_asked = holdings, server, is_asked
+        self._holdings, self._server, self._peers = holdings, server, peers
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._restarting: Place | None = None
 
@@ -80,8 +80,8 @@ class Slot(Serving):
             BackendError: it is not loaded, or did not survive its trial.
         """
         seat, rests = self._loaded(order.place), RESTS if self._is_asked() else 0.0
-        tried = await seat.ask(messages.SeatTrial(key=order.key, runs=order.runs, rests=rests), order.deadline_s)
-        assert isinstance(tried, messages.Tried)
+        trial = messages.SeatTrial(key=order.key, runs=order.runs, rests=rests)
+        tried = await seat.ask(trial, messages.Tried, order.deadline_s)
         if tried.evidence.is_proof:
             seat.state = "proven"
             with suppress(BackendError):  # whoever ended is told of elsewhere
@@ -97,8 +97,7 @@ class Slot(Serving):
         until = time.monotonic() + TURNS_S
         for turn in range(TURNS):
             for one, limit_s in ((seat, deadline_s), (serving, run_deadline_s(serving.held.config))):
-                ran = await one.ask(messages.SeatTurn(), limit_s)
-                assert isinstance(ran, SeatRan)
+                ran = await one.ask(messages.SeatTurn(), SeatRan, limit_s)
                 await asyncio.sleep(rest_s(rests, ran.busy_s))
                 taken[one].append(ran.busy_s / one.held.config.batch_size)
             if turn and time.monotonic() > until:
@@ -115,7 +114,7 @@ class Slot(Serving):
         """
         seat = self._loaded(place)
         try:
-            await seat.ask(messages.SeatProve(), deadline_s)
+            await seat.ask(messages.SeatProve(), messages.Done, deadline_s)
         except BackendError:
             if seat is self.serving:
                 self.tally.probe(failed=True)
@@ -167,7 +166,7 @@ class Slot(Serving):
         if self._seats.get(place) is seat:  # nobody has loaded it anew meanwhile
             await self._end(place)
         if seat is not None:
-            seat.held.drop_engine(place.candidate)
+            self._drop_engine(seat)
 
     @property
     def is_unused(self) -> bool:
@@ -212,7 +211,7 @@ class Slot(Serving):
             self._restarts.append(time.monotonic())
             try:
                 seat = await self.load(place, deadline_s)
-                await seat.ask(messages.SeatProve(), deadline_s)
+                await seat.ask(messages.SeatProve(), messages.Done, deadline_s)
             except BackendError as error:
                 await self._end(place)
                 if self._restarting == place:
@@ -247,9 +246,9 @@ class Slot(Serving):
             self._tasks.create_task(seat.guard(), name=f"guard {place}")
             await seat.load(deadline_s)
         except Exception:  # whatever it is, no seat stays that is loading for ever
-            held.drop_engine(place.candidate)
             await seat.end()
             self._remove(seat)
+            self._drop_engine(seat)
             raise
         if self._seats.get(place) is not seat:
             await seat.end()
@@ -268,6 +267,19 @@ class Slot(Serving):
         if self._seats.get(seat.place) is seat:
             del self._seats[seat.place]
         self._changed()
+
+    def _drop_engine(self, seat: Seat) -> None:
+        """Forgets a seat's engine, unless another slot restarts from it: a bench is one of what serves."""
+        if not any(peer.holds(seat.place) for peer in self._peers.values() if peer is not self):
+            seat.held.drop_engine(seat.place.candidate)
+
+    def holds(self, place: Place) -> bool:
+        """Whether a seat at `place` is here, or is being brought back."""
+        return place in self._seats or place == self._restarting
+
+    def _is_asked(self) -> bool:
+        now = time.monotonic()
+        return any(slot.tally.is_asked(now) for slot in self._peers.values())
 
     def _loaded(self, place: Place) -> Seat:
         seat = self._seats.get(place)

@@ -136,3 +136,29 @@ def test_a_probe_uses_it(cuda, tmp_path):
     found = probe_backend(Backend.TENSORRT)
     assert not found.present
     assert "TensorRT 10.16.0 does not read the model" in found.reason
+
+
+def test_a_full_disk_costs_no_engine(cuda, tmp_path, monkeypatch):
+    """The cache of timings cannot be written: what took minutes to build is used all the same."""
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "gone"))
+    session = open_session(relu(tmp_path), HALF, config())
+    assert session.run(None, {"input": IMAGE})[0].tolist() == [[0, 2, 0, 4]]
+
+
+def test_memory_that_was_given_back_is_bound_no_more(cuda, tmp_path, monkeypatch):
+    """There is no room for a larger frame: a smaller one gets memory of its own, and all is freed once."""
+    session = open_session(
+        relu(tmp_path, ("n", 4)), HALF, config(profiles={"input": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}})
+    )
+    session.run(None, {"input": IMAGE})
+    allocate = session._cuda.allocate
+
+    def full(size):
+        raise BackendError("CUDA: out of memory", Kind.MEMORY)
+
+    monkeypatch.setattr(session._cuda, "allocate", full)
+    with pytest.raises(BackendError, match="out of memory"):
+        session.run(None, {"input": np.repeat(IMAGE, 8, axis=0)})
+    monkeypatch.setattr(session._cuda, "allocate", allocate)
+    assert session.run(None, {"input": IMAGE})[0].tolist() == [[0, 2, 0, 4]]
+    session.close()

@@ -115,7 +115,7 @@ class Knocks:
         one = release(1)
         (folder / FRAMES).write_bytes(bytes(2 * FRAME))
         self._folder = folder
-        self._slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
+        self._slot = Slot("a", Holdings(), ForkServer(), {}, tasks, lambda: None, count(1))
         self._slot.order = Promote(slot="a", place=one.place, hold_s=1.0)
         self._slot._serve(Seat(one))
         self._door = Door({"a": self._slot}, tasks)

@@ -171,7 +171,7 @@ class Turning:
     def __init__(self, seconds):
         self.seconds = iter(seconds)
 
-    async def ask(self, _turn, _limit_s):
+    async def ask(self, _turn, _kind, _limit_s):
         return SeatRan(outputs=(), busy_s=next(self.seconds), finite=True)
 
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -268,8 +269,8 @@ async def test_a_slot_without_a_model_says_when_to_ask_again(agent, camera, slot
 
 
 async def test_figures_for_people(camera, served, x):
-    """Index, statistics and Prometheus text tell of the same requests; probes are apart."""
-    for _ in range(3):
+    """Index, statistics and Prometheus text tell of the same requests; no client makes a probe of his own."""
+    for _ in range(2):
         await camera.infer(served, x)
     await camera.infer(served, x, edge_probe="1")
     index = (await camera.ask("POST", "/v2/repository/index")).json
@@ -316,3 +317,17 @@ async def test_a_client_that_closes_after_its_question(camera, served, x):
     camera.writer.write(http("POST", f"/v2/models/{served}/infer", body, **headers))
     assert (await camera.answer()).headers["connection"] == "close"
     assert await camera.reader.read() == b""
+
+
+async def test_what_a_large_request_took_is_given_back(shared, agent, camera, slot):
+    """Neither runner nor seat keeps the memory of a request beyond what a lane may hold."""
+    loaded = await agent.serve(slot, release(1, kind="batch"))
+    many = np.ones((16_000, *SHAPE[1:]), np.float32)  # 12 MB, and 12 of the answer
+    assert (await camera.infer(slot, many)).status == 200
+
+    def mapped(pid):
+        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+        spans = (line.split()[0].split("-") for line in lines if "request-" in line or "answer-" in line)
+        return max((int(end, 16) - int(start, 16) for start, end in spans), default=0)
+
+    await eventually(lambda: max(mapped(shared.process.pid), mapped(loaded.pid)) < many.nbytes)

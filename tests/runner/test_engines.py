@@ -224,3 +224,18 @@ async def test_nothing_of_a_seat_or_runner_is_dumped(shared, desk):
     """Neither a file nor a pipe gets weights: the limit is zero, and no kind of mapping is chosen."""
     for pid in (shared.process.pid, await desk().load()):
         assert dumped_by(pid) == (0, ["0", "0"])
+
+
+async def test_a_bench_leaves_what_serves_its_engine(shared, desk):
+    """Two slots may have a seat at one place: a restart of the one needs the engine when the other has left."""
+    before, one = engines_of(shared), desk()
+    await one.load()
+    assert await one.proven()
+    await one.agent.ask(Promote(slot=one.slot, place=one.place))
+    bench = f"{one.slot}~bench"
+    assert isinstance(await one.agent.ask(Load(slot=bench, place=one.place)), Loaded)
+    assert isinstance(await one.agent.ask(Load(slot=bench, place=one.place, deadline_s=0.01)), Loaded)
+    assert await one.agent.ask(Unload(slot=bench, place=one.place)) == Done()
+    assert len(engines_of(shared) - before) == 1
+    await one.agent.ask(Unload(slot=one.slot, place=one.place))
+    await eventually(lambda: engines_of(shared) <= before)

@@ -318,7 +318,7 @@ async def test_another_user_is_not_heard(tmp_path, monkeypatch):
 
 async def test_an_unknown_protocol_is_refused(shared):
     """A runner says which protocols it speaks, and hangs up."""
-    channel = await connect(shared.models, Answer)
+    channel = connect(shared.models, Answer)
     channel.send(Ask(id=1, order=Hello(protocol=99)))
     answer, _ = await channel.receive()
     assert "protocol 1" in answer.reply.failure.reason
@@ -328,7 +328,7 @@ async def test_an_unknown_protocol_is_refused(shared):
 
 async def test_nonsense_ends_the_connection_and_nothing_else(shared, agent):
     """Bytes that are no message cost their sender its connection."""
-    channel = await connect(shared.models, Answer)
+    channel = connect(shared.models, Answer)
     channel.sock.send(b"{}")
     assert await channel.receive() is None
     channel.close()
@@ -391,3 +391,15 @@ def test_an_arena_never_shrinks():
 def test_a_place_reads_well():
     """Logs name release and candidate."""
     assert str(Place(ref=release(1).ref, candidate=CPU)) == "defect_detection_ssd_plates_20250601 on cpu/fp32/1t"
+
+
+def test_a_full_backlog_is_told_at_once(tmp_path):
+    """Nobody takes a connection that only waits for one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(tmp_path / "full"))
+        listening.listen(0)
+        one = connect(tmp_path / "full", Answer)
+        with pytest.raises(TransferError, match="full"):
+            connect(tmp_path / "full", Answer)
+        assert one.sock.getpeername() == str(tmp_path / "full")
+        one.close()

@@ -9,7 +9,7 @@ import pytest
 
 from agent.adapters import seat_process
 from agent.adapters.channel import Channel
-from agent.adapters.seat_process import find_backends
+from agent.adapters.seat_process import find, find_backends
 from agent.core.candidate import Backend, Found
 from agent.core.messages import PROTOCOL, Answer, Ask, Done, Hello, Offer, Refused, Unload
 from agent.runner import orders
@@ -68,6 +68,16 @@ async def test_a_library_that_crashes_hides_no_other(tmp_path, monkeypatch, back
     assert set(found) == set(Backend)
     assert found[Backend.CPU].present
     assert "SIGSEGV" in found[backend].reason
+
+
+async def test_a_library_that_prints_spoils_no_probe(tmp_path, monkeypatch):
+    """TensorRT warns on stdout, by itself and in C: what a probe says stays what it said."""
+    library = tmp_path / "openvino"
+    library.mkdir()
+    (library / "__init__.py").write_text("import os; os.write(1, b'[TRT] [W] noise'); raise ImportError('none here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (found,) = await find(Backend.OPENVINO)
+    assert found.reason.startswith("openvino is not on this device: none here")
 
 
 async def test_a_library_that_hangs_has_a_deadline(monkeypatch):

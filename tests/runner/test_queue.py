@@ -51,7 +51,7 @@ class Seat(QuickSeat):
 async def asked(tmp_path):
     """A door with one slot, whose seat is the test's; asks it, and returns the answer to come."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), {}, tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=release(1).place, hold_s=5.0)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")
@@ -136,7 +136,7 @@ async def test_a_long_wait_for_a_busy_seat_uses_no_hold_up(asked):
     came = time.monotonic() - 100 * asked.slot.hold_s
     lane = asked.slot.lanes.take()
     run = SeatRun(lane=lane.number, inputs=(frame,))
-    answer = asyncio.create_task(asked.slot.infer(lane, lambda _: run, came, is_probe=False))
+    answer = asyncio.create_task(asked.slot.infer(lane, lambda _: run, came))
     for _ in range(10):
         await asyncio.sleep(0)
     fresh.answer(1)

@@ -18,7 +18,7 @@ from tests.runner.conftest import CPU, Camera, http, release
 async def knock(tmp_path):
     """Opens connections to a door with one slot, whose model never comes."""
     async with asyncio.TaskGroup() as tasks:
-        slot = Slot("a", Holdings(), ForkServer(), lambda: False, tasks, lambda: None, count(1))
+        slot = Slot("a", Holdings(), ForkServer(), {}, tasks, lambda: None, count(1))
         slot.order = Promote(slot="a", place=Place(ref=release(1).ref, candidate=CPU), hold_s=0.05)
         a_door = door.Door({"a": slot}, tasks)
         server = await asyncio.get_running_loop().create_unix_server(a_door.wire, tmp_path / "door.sock")

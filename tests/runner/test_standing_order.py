@@ -248,3 +248,16 @@ async def test_a_candidate_that_outgrows_its_gate_is_killed(agent, slot):
         refused = await agent.ask(Trial(slot=slot, place=greedy.place, key="k", runs=10_000_000))
     assert isinstance(refused, Refused)
     assert refused.failure.kind == "memory"
+
+
+async def test_a_request_that_no_release_can_answer_is_no_fault_of_the_new_one(agent, camera, slot):
+    """A frame that overflows in both: the client gets what there is, and the soak does not judge it."""
+    old, new = release(1, factor=2.0), release(2, factor=2.0)
+    await agent.serve(slot, old)
+    await agent.serve(slot, new, fallback=old)
+    answer = await camera.infer(slot, np.full(SHAPE, 3e38, np.float32))
+    assert (answer.status, answer.json["parameters"]["finite"]) == (200, False)
+    facts = (await agent.ask(Look())).slots[slot]
+    assert (facts.serving, facts.counters.not_finite, facts.counters.errors) == (new.place, 0, 0)
+    stats = (await camera.ask("GET", f"/v2/models/{slot}/stats")).json["model_stats"]
+    assert sum(one["inference_stats"]["success"]["count"] for one in stats) == 1
