@@ -23,7 +23,6 @@ from agent import VERSION
 from agent.core.errors import BackendError, InputError, TransferError
 from agent.core.messages import BODY_BYTES, SeatRan, SeatRun, Slice
 from agent.runner import model_documents as documents
-from agent.runner.answers import Answered
 from agent.runner.holdings import Held
 from agent.runner.http_head import CONTINUE, JSON, HttpError, RequestHead, read_head, unavailable, write_head
 from agent.runner.intake import check_lengths, receive
@@ -32,6 +31,7 @@ from agent.runner.metrics import CONTENT_TYPE, exposition
 from agent.runner.open_inference import EXTENSIONS, Request, check_request, read_region, read_terms, write_response
 from agent.runner.queue import LateError
 from agent.runner.regions import Regions
+from agent.runner.serving import Answered
 from agent.runner.slots import Slot
 from agent.runner.wire import Wire
 

@@ -18,7 +18,6 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from agent.core.errors import InputError
-from agent.runner.answers import Answered
 from agent.runner.door import CONNECTIONS, METADATA, Door, Outputs, status_of
 from agent.runner.grpc_messages import SERVICE, message
 from agent.runner.http_head import HttpError
@@ -28,6 +27,7 @@ from agent.runner.model_documents import OtherVersionError, index_entry, model_a
 from agent.runner.open_inference import NAMES, InferDocument, Request, place_request
 from agent.runner.queue import LateError
 from agent.runner.regions import Registered
+from agent.runner.serving import Answered
 from agent.runner.slots import Slot
 
 MESSAGE_BYTES = 32 * 1024**2  # six 640 x 640 float frames

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent.core.messages import SlotFacts
-from agent.runner.open_inference import version_of
+from agent.runner.model_documents import version_of
 from agent.runner.slots import Slot
 from agent.runner.tally import Statistics
 

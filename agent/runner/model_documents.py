@@ -1,15 +1,19 @@
 """What a slot says of its model, as the Open Inference Protocol's documents: for every door the same.
 
-A version is the date of the release that serves. Another one is not here, though it may be on the device.
+The model's name is the slot, its version the date of the release that serves. Another one is not here, though it may be
+on the device. Sources: as for requests, and Triton's extensions statistics, model_configuration and model_repository.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from agent.core.errors import InputError
-from agent.runner.answers import Answered
+from agent.core.release import Tensor
 from agent.runner.http_head import unavailable
-from agent.runner.open_inference import config_document, model_document, stats_entry, version_of
+from agent.runner.open_inference import NAMES
+from agent.runner.serving import Answered
 from agent.runner.slots import Slot
+from agent.runner.tally import Statistics
 
 
 class OtherVersionError(InputError):
@@ -37,7 +41,7 @@ def response_head(slot: Slot, answered: Answered) -> dict[str, Any]:
 
 
 def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
-    """A document about one model.
+    """A document about one model: what a client asks first, its state, its statistics, or its configuration.
 
     Raises:
         HttpError: no model serves.
@@ -50,13 +54,23 @@ def model_answer(slot: Slot, version: str | None, what: str | None) -> Any:
         raise unavailable(f"{slot.name}: no model serves at the moment", slot.hold_s)
     name, metadata = seat.place.ref.name, seat.held.metadata
     check_version(slot, name, version)
-    platform = f"{seat.place.candidate.backend}_onnx"  # as Triton would say it
+    said = {"name": slot.name, "platform": f"{seat.place.candidate.backend}_onnx"}  # as Triton would say it
     match what:
         case "ready":
             return {"name": slot.name, "ready": True}
-        case "config":
-            return config_document(slot.name, platform, metadata)
-    return model_document(slot.name, version_of(name), platform, metadata)
+        case "config":  # as Triton writes it; the batch stands in the shapes
+            tensors = {"input": _configs(metadata.inputs), "output": _configs(metadata.outputs)}
+            return {**said, "backend": "edge-runner", "max_batch_size": 0, **tensors}
+    tensors = {"inputs": _tensors(metadata.inputs), "outputs": _tensors(metadata.outputs)}
+    return {**said, "versions": [version_of(name)], **tensors}
+
+
+def _tensors(tensors: Iterable[Tensor]) -> list[Any]:
+    return [{"name": one.name, "datatype": NAMES[one.dtype], "shape": one.shape} for one in tensors]
+
+
+def _configs(tensors: Iterable[Tensor]) -> list[Any]:
+    return [{"name": one.name, "data_type": f"TYPE_{NAMES[one.dtype]}", "dims": one.shape} for one in tensors]
 
 
 def stats_of(slot: Slot, version: str | None) -> list[Any]:
@@ -76,3 +90,39 @@ def index_entry(slot: Slot) -> dict[str, str]:
     if slot.serving is None:
         return {"name": slot.name, "state": "UNAVAILABLE", "reason": "no model serves at the moment"}
     return {"name": slot.name, "version": version_of(slot.serving.place.ref.name), "state": "READY", "reason": ""}
+
+
+def version_of(name: str) -> str:
+    """The date in a release's name, which is the version of a model."""
+    return name.rpartition("_")[2]
+
+
+def stats_entry(slot: str, version: str, counted: Statistics) -> dict[str, Any]:
+    """One version's statistics as Triton writes them; a request is one inference and one execution."""
+
+    def entry(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": round(seconds * 1e9)}
+
+    answered = counted.answered
+    computed = {
+        "compute_input": entry(answered, counted.input_s),
+        "compute_infer": entry(answered, counted.infer_s),
+        "compute_output": entry(answered, 0.0),
+    }
+    inference = {
+        "success": entry(answered, counted.answered_s),
+        "fail": entry(counted.failed + counted.late, counted.failed_s),
+        "queue": entry(answered, counted.queue_s),
+        **computed,
+        "cache_hit": entry(0, 0.0),
+        "cache_miss": entry(0, 0.0),
+    }
+    return {
+        "name": slot,
+        "version": version,
+        "last_inference": round(counted.last * 1000),
+        "inference_count": answered,
+        "execution_count": answered,
+        "inference_stats": inference,
+        "batch_stats": [{"batch_size": 1, **computed}] if answered else [],
+    }

@@ -1,13 +1,11 @@
-"""The Open Inference Protocol v2 with binary tensors and statistics, as values: no sockets, no seats.
+"""Requests and answers of the Open Inference Protocol v2, with binary tensors, as values: no sockets, no seats.
 
 1. A request is read against the metadata of the release that serves now; what does not fit is refused with what
    would have.
 2. Binary tensors stay where they were received: they become places in the lane's arena. Numbers in JSON are
    converted, and those in regions known by their place, for whoever puts them behind.
-3. The model's name is the slot, its version is the release's date, in every document.
 
-Sources: github.com/kserve/open-inference-protocol; Triton's extensions binary_tensor_data, system_shared_memory,
-statistics, model_configuration and model_repository.
+Sources: github.com/kserve/open-inference-protocol; Triton's extensions binary_tensor_data and system_shared_memory.
 """
 
 import math
@@ -26,7 +24,6 @@ from agent.core.release import Config, Dtype, Metadata, Tensor
 from agent.runner.frame import frame_shape
 from agent.runner.queue import PRIORITY, Terms
 from agent.runner.regions import Registered, Size, Span
-from agent.runner.tally import Statistics
 
 DATATYPES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"} | {
     name.upper(): name for name in get_args(Dtype) if "int" in name
@@ -271,70 +268,3 @@ def write_response(
         tensors.append(tensor)
     identity = {"id": request.document.id} if request.document.id else {}
     return msgspec.json.encode({**head, **identity, "outputs": tensors}), binary
-
-
-def version_of(name: str) -> str:
-    """The date in a release's name, which is the version of a model."""
-    return name.rpartition("_")[2]
-
-
-def model_document(slot: str, version: str, platform: str, metadata: Metadata) -> dict[str, Any]:
-    """What a client asks first: the model's tensors."""
-    return {
-        "name": slot,
-        "versions": [version],
-        "platform": platform,
-        "inputs": [_tensor_document(tensor) for tensor in metadata.inputs],
-        "outputs": [_tensor_document(tensor) for tensor in metadata.outputs],
-    }
-
-
-def _tensor_document(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": NAMES[tensor.dtype], "shape": tensor.shape}
-
-
-def config_document(slot: str, platform: str, metadata: Metadata) -> dict[str, Any]:
-    """The model's configuration as Triton writes it; the batch stands in the shapes (max_batch_size 0)."""
-    return {
-        "name": slot,
-        "platform": platform,
-        "backend": "edge-runner",
-        "max_batch_size": 0,
-        "input": [_config_tensor(tensor) for tensor in metadata.inputs],
-        "output": [_config_tensor(tensor) for tensor in metadata.outputs],
-    }
-
-
-def _config_tensor(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "data_type": f"TYPE_{NAMES[tensor.dtype]}", "dims": tensor.shape}
-
-
-def stats_entry(slot: str, version: str, counted: Statistics) -> dict[str, Any]:
-    """One version's statistics as Triton writes them; a request is one inference and one execution."""
-
-    def entry(count: int, seconds: float) -> dict[str, int]:
-        return {"count": count, "ns": round(seconds * 1e9)}
-
-    answered = counted.answered
-    computed = {
-        "compute_input": entry(answered, counted.input_s),
-        "compute_infer": entry(answered, counted.infer_s),
-        "compute_output": entry(answered, 0.0),
-    }
-    inference = {
-        "success": entry(answered, counted.answered_s),
-        "fail": entry(counted.failed + counted.late, counted.failed_s),
-        "queue": entry(answered, counted.queue_s),
-        **computed,
-        "cache_hit": entry(0, 0.0),
-        "cache_miss": entry(0, 0.0),
-    }
-    return {
-        "name": slot,
-        "version": version,
-        "last_inference": round(counted.last * 1000),
-        "inference_count": answered,
-        "execution_count": answered,
-        "inference_stats": inference,
-        "batch_stats": [{"batch_size": 1, **computed}] if answered else [],
-    }

@@ -8,6 +8,8 @@
 4. A seat that has become slow (half of the newest requests beyond its gates) gives way to the fall-back too. Without
    one a seat that is slow or at fault serves on, and that is told.
 5. Whatever is done without being told is an incident.
+6. A run has a deadline, which the release's own gate for latency gives; past it the seat counts as hung. A client gets
+   whatever there is: an answer with NaN as such, a refusal as an error that says who must act.
 """
 
 import asyncio
@@ -18,13 +20,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from agent.core import messages
 from agent.core.candidate import Failure
 from agent.core.errors import BackendError, InputError, Kind, TransferError
 from agent.core.messages import Incident, Place, Promote, Refused, SeatRan, SeatRun
+from agent.core.release import Config
 from agent.core.soak import judge_pace
-from agent.runner.answers import Answered, answer_anyway, fault_of, run_deadline_s
 from agent.runner.bells import COUNT_S
 from agent.runner.holdings import Held
 from agent.runner.lanes import Lanes, Pair
@@ -35,11 +38,21 @@ from agent.runner.tally import Statistics, Tally
 FAULTS = 3  # in a row: a single one may be chance, more cost clients the time of two seats
 PACE = 30  # requests between two looks at how long they took: a second of one camera
 SERVES_ON = "serves on, for want of a fall-back"
+RUN_S = (3.0, 30.0)  # bounds of a run's deadline: a busy device's hiccup, and what a camera may be kept waiting
+RUN_FACTOR = 5  # a run is hung when it takes so many times the latency that its gate allows
 INCIDENTS = 8  # kept; the agent sees each as it comes
 
 Times = tuple[float, float, float]  # when a request arrived, was received, and was answered
 
 log = logging.getLogger("edge-runner")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer and the seat that gave it."""
+
+    seat: Seat
+    ran: SeatRan
 
 
 class Serving:
@@ -234,3 +247,32 @@ class Serving:
         self._incidents.append(incident)
         log.warning("slot=%s release=%s step=serve outcome=%s reason=%s", self.name, place, action, failure.reason)
         self._changed()
+
+
+def run_deadline_s(config: Config) -> float:
+    """How long one run may take before the seat counts as hung."""
+    shortest, longest = RUN_S
+    return min(max(RUN_FACTOR * config.gates.max_latency_p95_ms / 1000, shortest), longest)
+
+
+def fault_of(seat: Seat, answer: SeatRan | Refused) -> Failure | None:
+    """What is wrong with an answer, if anything."""
+    if isinstance(answer, Refused):
+        return answer.failure
+    if answer.finite:
+        return None
+    return Failure(kind=Kind.PARITY, reason=f"{seat.place}: an answer held NaN or Inf for an input that held none")
+
+
+def answer_anyway(seat: Seat, answer: SeatRan | Refused) -> Answered:
+    """The answer, also one with NaN or Inf: the client is told so.
+
+    Raises:
+        InputError: the request does not fit the model after all.
+        BackendError: there is none.
+    """
+    if isinstance(answer, SeatRan):
+        return Answered(seat, answer)
+    if answer.failure.kind is Kind.STRUCTURE:
+        raise InputError(answer.failure.reason)
+    raise BackendError(answer.failure.reason, answer.failure.kind)

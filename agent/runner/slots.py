@@ -22,11 +22,10 @@ from agent.core.candidate import Failure, rest_s
 from agent.core.errors import BackendError
 from agent.core.messages import Place, Promote, SeatRan, SlotFacts
 from agent.core.release import Ref
-from agent.runner.answers import run_deadline_s
 from agent.runner.holdings import Holdings
 from agent.runner.lanes import Pair
 from agent.runner.seats import RESTS, Seat
-from agent.runner.serving import Serving
+from agent.runner.serving import Serving, run_deadline_s
 from agent.runner.tally import Tally
 
 RESTARTS = 3
