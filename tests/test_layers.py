@@ -28,7 +28,7 @@ IMPURE_MODULES = {
 }  # fmt: skip
 IMPURE_CALLS = {(None, "open"), (None, "print"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 INFERENCE = {"onnxruntime", "openvino", "tensorrt"}
-LINES = 10_705  # of code. It is to come down to 6,000: see docs/decisions/0030-size.md
+LINES = 10_725  # of code. It is to come down to 6,000: see docs/decisions/0030-size.md
 
 
 def room_of(module: str) -> str | None:

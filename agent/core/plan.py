@@ -9,16 +9,18 @@ same function called on different facts.
 2. While nothing sound serves, the last good release comes first: it needs no network and no trial.
 3. Each candidate of the goal is tried once; the fastest that passed serves, and of those as fast as measuring can tell
    the first in the config's order. Building an engine takes minutes: such candidates wait until another one serves.
-4. At most three seats: serving, fall-back, trial. Under `resource` there is one.
+4. At most three seats: serving, fall-back, trial. Under `resource` there is one; what serves well leaves for a release
+   that was never tried only where its way back, too, fits into `hold_s`.
 5. The fall-back through a soak is the last good seat, never an unconfirmed one while a last good one is loaded.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.candidate import Candidate
-from agent.core.messages import Place
+from agent.core.messages import BUILD_S, Place
 from agent.core.release import Ref
 
 TIE = 0.03  # of the speed: two trials of one candidate in a minute differ by more
@@ -39,6 +41,7 @@ class Desired:
     swap: Swap = Swap.AVAILABILITY
     soak_s: float = 600.0
     keep: frozenset[Ref] = frozenset()  # never deleted: pinned, and the way back of an operator's rollback
+    hold_s: float = math.inf  # how long requests may wait where nothing serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Observed:
     passed: Mapping[Place, float] = field(default_factory=dict)  # valid evidence: measured FPS
     failed: frozenset[Place] = frozenset()
     rejected: frozenset[Ref] = frozenset()
+    change_s: float = 0.0  # about how long nothing serves while one seat is changed, and changed back
     not_before: Mapping[Ref, float] = field(default_factory=dict)  # Later: monotonic seconds
 
 
@@ -106,6 +110,13 @@ class Unload(OfPlace):
     """End a seat."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refuse(OfPlace):
+    """Record that to try a release under `resource` could leave requests waiting for longer than they may."""
+
+    dark_s: float
+
+
 class Delete(OfRelease):
     """Remove a release's files."""
 
@@ -121,7 +132,7 @@ class Wait:
     until: float
 
 
-Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Delete | Reject
+Step = Fetch | Verify | Load | Trial | Prove | Promote | Confirm | Unload | Refuse | Delete | Reject
 
 
 def next_step(desired: Desired, seen: Observed, now: float) -> Step | Wait | None:  # noqa: PLR0911  a ladder has rungs
@@ -141,7 +152,10 @@ def next_step(desired: Desired, seen: Observed, now: float) -> Step | Wait | Non
         return Verify(goal)
     place = place_of(goal, desired, seen)
     if place not in seen.seats:
-        return next(in_the_way(desired, seen, place), Load(place))
+        way = next(in_the_way(desired, seen, place), Load(place))
+        dark_s = BUILD_S if place.candidate.builds else seen.change_s
+        is_swap = isinstance(way, Unload) and way.place == seen.serving and not may_leave(way.place, place, seen)
+        return Refuse(place, dark_s) if is_swap and dark_s > desired.hold_s else way
     if place not in seen.passed:
         return Trial(place)
     if not seen.seats[place]:
@@ -220,6 +234,11 @@ def in_the_way(desired: Desired, seen: Observed, place: Place) -> Iterator[Step]
     """Seats that must go before `place` may be loaded."""
     stays = {seen.serving, warm(seen)} if desired.swap is Swap.AVAILABILITY else set()
     return (Unload(seat) for seat in sorted(seen.seats) if seat not in stays and seat != place)
+
+
+def may_leave(serving: Place, place: Place, seen: Observed) -> bool:
+    """Whether what serves gives way to another place however long that takes: one that is known, or itself unsound."""
+    return place in seen.passed or serving.ref == place.ref or not is_sound(serving, seen)
 
 
 def warm(seen: Observed) -> Place | None:

@@ -111,10 +111,17 @@ def observe(
         passed={one.place: one.speed for one in valid if one.evidence is not None and one.failure is None},
         failed=frozenset(one.place for one in valid if one.failure is not None),
         rejected=frozenset(one.ref for one in rejections if one.failure.kind.is_final or one.key == device.state),
+        change_s=next((change_s(one) for one in valid if one.place == facts.serving), 0.0),
         not_before=not_before,
     )
 
 
+def change_s(trial: TrialRecord) -> float:
+    """About how long nothing serves while this seat leaves, another is tried alone, and this one comes back."""
+    return 2 * trial.evidence.load_s + min(TRIAL_S, TRIAL_RUNS / trial.speed) if trial.evidence and trial.speed else 0.0
+
+
+TRIAL_RUNS, TRIAL_S = 60, 6.0  # with its warm-up, and after how long it ends with fewer (backends/benchmark.py)
 LOADED = frozenset({"loaded", "proven", "serving", "warm"})
 PROVEN = frozenset({"proven", "serving", "warm"})
 

@@ -93,7 +93,8 @@ class Reconciler:
             seen = self._observe(record, facts, device)
             makes_room = record.desired is not None and record.desired == self._lacks_room
             keep = frozenset(place.ref for place in record.good if not makes_room)
-            desired = plan.Desired(record.desired, self.swap(record), record.soak_s, keep)
+            hold_s = self.steps.hold_s(self.slot)
+            desired = plan.Desired(record.desired, self.swap(record), record.soak_s, keep, hold_s)
             step = plan.next_step(desired, seen, time.monotonic())
             if await self._misses_a_gate(seen.serving, record, device):
                 continue
@@ -156,7 +157,7 @@ class Reconciler:
                 self._misses.pop(step.place, None)
         elif isinstance(outcome, Never) and isinstance(step, plan.Load | plan.Trial | plan.Prove | plan.Promote):
             await self._miss(step.place, outcome.failure, device)
-        elif isinstance(outcome, Never) and isinstance(step, plan.Fetch | plan.Verify):
+        elif isinstance(outcome, Never) and isinstance(step, plan.Fetch | plan.Verify | plan.Refuse):
             await asyncio.to_thread(self.steps.record_rejection, ref, outcome.failure, device)
         else:
             self._back_off(ref)

@@ -93,6 +93,10 @@ class Steps:
                 return asyncio.to_thread(self._confirm, slot, place)
             case plan.Unload(place):
                 return self.runner.ask(messages.Unload(slot=slot, place=place))
+            case plan.Refuse(place, dark_s):
+                times = f"{dark_s:.1f} s without a model, and hold_s is {self.hold_s(slot):g}"
+                cure = "raise it or set `swap: availability` in agent.yaml, then `edge-agent retry`"
+                raise BackendError(f"{place}: to try it alone, and the way back, may take {times}: {cure}", Kind.MEMORY)
             case plan.Delete(release):
                 return asyncio.to_thread(self.copies.delete, release)
             case plan.Reject(release):

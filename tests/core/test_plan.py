@@ -23,7 +23,7 @@ MUTANTS = {
     ),
     "promote without a trial": ("    if place not in seen.passed:\n        return Trial(place)\n", ""),
     "promote a seat that was not proven": ("    if not seen.seats[place]:\n        return Prove(place)\n", ""),
-    "never make room": ("return next(in_the_way(desired, seen, place), Load(place))", "return Load(place)"),
+    "never make room": ("way = next(in_the_way(desired, seen, place), Load(place))", "way = Load(place)"),
     "two seats under resource": ("if desired.swap is Swap.AVAILABILITY else set()", "if True else set()"),
     "go dark under availability": ("{seen.serving, warm(seen)} if desired.swap", "{warm(seen)} if desired.swap"),
     "ignore a rejection": ("ref is not None and ref not in seen.rejected", "ref is not None"),

@@ -3,17 +3,20 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from agent.adapters import backoff
 from agent.adapters.ledger import Ledger
 from agent.core.candidate import Backend, Evidence, Failure, Found, Latency
 from agent.core.documents import from_json, from_yaml
 from agent.core.errors import BackendError, Kind, TransferError
-from agent.core.messages import CONFIG, METADATA, Facts, Incident, Load, Prove, SeatFacts, SlotFacts
-from agent.core.plan import Fetch, Swap
+from agent.core.messages import CONFIG, METADATA, Facts, Incident, Prove, SeatFacts, SlotFacts
+from agent.core.messages import Load as LoadOrder
+from agent.core.plan import Fetch, Load, Swap, Unload
 from agent.core.records import Device, Rejection, ReleaseRecord, TrialRecord, trial_key
 from agent.core.release import Config, Metadata
 from agent.core.slot import SlotRecord
@@ -72,7 +75,7 @@ async def test_what_never_works_is_not_tried_again(device, kind, chances):
     """A driver may hiccup; what a runtime does not support it does not support in a second either."""
     asked, ledger = device(BackendError("cpu/fp16: it computes in fp32", kind))
     rejection = await reached(lambda: ledger.get("rejection", ONE.ref.digest, Rejection))
-    assert [type(one) for one in asked] == [Load] * chances
+    assert [type(one) for one in asked] == [LoadOrder] * chances
     assert rejection.failure.kind is kind
 
 
@@ -103,10 +106,10 @@ async def test_a_probe_that_cannot_be_made_waits_before_it_is_made_again(device,
     assert time.monotonic() - began > 0.2
 
 
-async def test_a_fetch_of_what_is_wanted_no_more_has_ended_before_the_next_look(tmp_path):
-    """Else what it recorded last would be seen by nobody until something else happens."""
-    ledger, desired, order = Ledger(tmp_path / "ledger.db"), Board({}), []
-    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ONE.ref))
+@pytest.fixture
+async def watched(tmp_path):
+    """Starts a reconciler of a device whose fetches and loads never end by themselves; all that happens, in order."""
+    ledger, desired, order, tasks = Ledger(tmp_path / "ledger.db"), Board({}), [], []
 
     async def look():
         return Facts()
@@ -114,22 +117,51 @@ async def test_a_fetch_of_what_is_wanted_no_more_has_ended_before_the_next_look(
     async def act(_slot, step, _device):
         order.append(step)
         try:
-            await asyncio.Event().wait()
+            await asyncio.Event().wait() if isinstance(step, Fetch | Load) else None
         finally:
             order.append("ended")
 
-    runner = SimpleNamespace(facts=Board(Facts()), line=Board(None), look=look, last_error="")
-    steps, news = SimpleNamespace(act=act), SimpleNamespace(tell=lambda *_, **__: None)
-    one = reconcile.Reconciler(
-        SLOT, desired, lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, Board(None)
-    )
-    seen = one._observe
-    one._observe = lambda *facts: order.append("seen") or seen(*facts)
-    task = asyncio.create_task(one.run())
-    await reached(lambda: Fetch(ONE.ref) in order)
-    ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=release(2).ref))
-    desired.post({})
-    await reached(lambda: Fetch(release(2).ref) in order)
-    task.cancel()
-    assert order[:5] == ["seen", Fetch(ONE.ref), "ended", "seen", Fetch(release(2).ref)]
+    def wish(ref):
+        ledger.put("slot", SLOT, SlotRecord(slot=SLOT, deployed=ref))
+        desired.post({})
+
+    def start(device):
+        runner = SimpleNamespace(facts=Board(Facts()), line=Board(None), look=look, last_error="")
+        steps, news = SimpleNamespace(act=act, hold_s=lambda _: 1.0), SimpleNamespace(tell=lambda *_, **__: None)
+        one = reconcile.Reconciler(
+            SLOT, desired, lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: device, Board(None)
+        )
+        seen = one._observe
+        one._observe = lambda *facts: order.append("seen") or seen(*facts)
+        tasks.append(asyncio.create_task(one.run()))
+        return order
+
+    start.ledger, start.wish = ledger, wish
+    yield start
+    for task in tasks:
+        task.cancel()
     ledger.close()
+
+
+async def test_a_fetch_of_what_is_wanted_no_more_has_ended_before_the_next_look(watched):
+    """Else what it recorded last would be seen by nobody until something else happens."""
+    watched.wish(ONE.ref)
+    order = watched(DEVICE)
+    await reached(lambda: Fetch(ONE.ref) in order)
+    watched.wish(release(2).ref)
+    await reached(lambda: Fetch(release(2).ref) in order)
+    assert order[:5] == ["seen", Fetch(ONE.ref), "ended", "seen", Fetch(release(2).ref)]
+
+
+async def test_an_engine_is_not_built_to_its_end_for_what_is_wanted_no_more(watched):
+    """It takes minutes, and a halt or rollback may not wait for them: the seat that builds is ended."""
+    config, metadata = from_yaml(Config, ONE.parts[CONFIG], CONFIG), from_json(Metadata, ONE.parts[METADATA], METADATA)
+    config = structs.replace(config, backends=(Backend.TENSORRT,))
+    record = ReleaseRecord(ref=ONE.ref, verified=True, size=1, metadata=metadata, config=config)
+    watched.ledger.put("release", ONE.ref.digest, record)
+    watched.wish(ONE.ref)
+    order = watched(replace(DEVICE, found=(Found(backend=Backend.TENSORRT, present=True, version="10"),)))
+    await reached(lambda: any(isinstance(step, Load) for step in order))
+    watched.wish(release(2).ref)
+    await reached(lambda: len(order) > 4)
+    assert order[2:5] == ["ended", Unload(order[1].place), "ended"]

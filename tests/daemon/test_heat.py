@@ -69,7 +69,7 @@ async def test_what_heat_costs_a_soak_is_told_once(ledger, tmp_path, monkeypatch
 
     runner = SimpleNamespace(facts=Board(facts), line=Board(None), look=look, last_error="")
     news = SimpleNamespace(tell=lambda kind, **words: said.append((kind, words["reason"])))
-    steps = SimpleNamespace(copies=SimpleNamespace(folder=tmp_path))
+    steps = SimpleNamespace(copies=SimpleNamespace(folder=tmp_path), hold_s=lambda _: 1.0)
     one = reconcile.Reconciler(
         SLOT, Board({}), lambda _: Swap.AVAILABILITY, ledger, steps, runner, news, lambda: DEVICE, Board(None)
     )

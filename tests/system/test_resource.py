@@ -36,3 +36,18 @@ def test_the_old_release_comes_back_when_the_new_one_misses(plant):
     sync(device)
     device.until(lambda: device.slot().get("rejections"), "it is rejected for its speed")
     device.until_serving(one, confirmed=True)
+
+
+def test_a_change_that_would_take_longer_than_requests_may_wait_is_refused(plant):
+    """Nothing is unloaded for it: the refusal tells both times, and what serves goes on."""
+    one, two = plant.publish(ONE), plant.publish(TWO)
+    device = plant.device(slots={SLOT: {"swap": "resource", "hold_s": 0.01}}).start()
+    plant.rollout(ONE)
+    device.until_serving(one, confirmed=True)
+    plant.rollout(TWO)
+    sync(device)
+    device.until(lambda: device.slot().get("rejections"), "it is refused")
+    (refused,) = device.slot()["rejections"]
+    assert device.slot()["serving"] == one.name
+    assert "hold_s is 0.01: raise it" in str(refused)
+    assert two.name in str(refused)
