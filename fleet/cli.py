@@ -214,7 +214,7 @@ def run_command(options: Namespace) -> None:
     if options.release is not None and options.verb != Verb.PIN.value:
         raise InputError(f"{options.verb}: takes no --release; only pin does")
     command_id = uuid.uuid4().hex
-    kind, name = ("device", options.device) if options.device else ("group", options.group)
+    kind, name = ("device", options.device) if options.device is not None else ("group", options.group)
     scope = f"{kind}:{check_word(kind, name)}"
     topic = (device_topic if kind == "device" else group_topic)(name, "cmd", command_id, "req")
     signed = sign_command(

@@ -26,8 +26,8 @@ from agent.core.errors import EdgeError, InputError
 from fleet.pending import Unfinished
 from fleet.publish import Tell
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def run(parser: ArgumentParser, argv: list[str] | None) -> int:

@@ -24,7 +24,7 @@ from agent.core.errors import InputError, TransferError, TrustError
 CHUNK_BYTES = 1024 * 1024  # one step of a stream: small beside any device's memory, large beside a system call
 KEY_BYTES = 1024  # what S3 allows
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]  # infinity cannot be told on
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
 
 

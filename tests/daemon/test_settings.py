@@ -94,6 +94,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, text, answer):
     ("change", "answer"),
     [
         ({"colour": "red"}, "unknown field `colour`"),
+        ({"slots": {"a": {"hold_s": float("inf")}}}, "hold_s"),
         ({"store": {"url": "file:///s", "polls": 3}}, "unknown field `polls` - at `$.store`"),
         ({"store": {"url": "ftp://x"}}, "at `$.store.url`"),
         ({"store": {"url": "file:///s", "poll_s": 0}}, "at `$.store.poll_s`"),

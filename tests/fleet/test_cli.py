@@ -132,3 +132,19 @@ def test_a_refresh_that_another_desk_overtook_runs_again(desk, capsys, monkeypat
     before = desk.device().chain.timestamp.version
     assert fleet(desk, "refresh") == 0
     assert desk.device().chain.timestamp.version == before + 2
+
+
+@pytest.mark.parametrize("option", ["--device", "--group"])
+def test_a_name_that_is_empty_is_told(tmp_path, capsys, option):
+    """As that of a variable that is not set: a sentence, and nothing is sent."""
+    words = ["command", "rollback", option, "", "--keys", str(tmp_path), "--broker", "mqtt://127.0.0.1:1"]
+    assert cli.main(words) == 2
+    assert f"{option[2:]} ''" in capsys.readouterr().err
+
+
+def test_words_are_shown_as_they_are(capsys):
+    """No picture in place of a path that holds a word between colons."""
+    terminal.say("file:///srv/:fire:/store")
+    terminal.warn("awskms:x: You")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("file:///srv/:fire:/store\n", "! awskms:x: You\n")
