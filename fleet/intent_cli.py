@@ -2,13 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from agent.adapters.broker import group_topic
 from agent.core.documents import from_json
-from agent.core.errors import InputError, TrustError
+from agent.core.errors import InputError, TransferError, TrustError
 from agent.core.intent import Policy, Rollout, WaveAction
 from fleet import terminal
 from fleet.broker import Broker
@@ -100,6 +100,8 @@ def run_rollout(options: Namespace) -> None:
     for slot, move in said.slots.items():
         if move.goal != move.start:
             terminal.say(f"{said.group}: {slot} moves to {move.goal}, share {first_share(said):g}")
+    if all(move.goal == move.start for move in said.slots.values()):
+        terminal.say(f"{said.group}: nothing moves: all are to run this already, and `wave revert` goes back to it now")
 
 
 def sign_rollout(found: Repository, options: Namespace) -> Pending:
@@ -143,10 +145,18 @@ def broker_of(options: Namespace) -> Broker | None:
 
 
 def announce(link: Broker | None, group: str, pair: bytes) -> None:
-    """Tells devices at once what stands; without a broker they find it at their next poll."""
-    if link is not None:
-        with link:
-            link.publish(group_topic(group, "deployment"), pair, retain=True)
+    """Tells devices at once what stands; without a broker they find it at their next poll.
+
+    Raises:
+        TransferError: the broker takes nothing; says that it stands all the same.
+    """
+    try:
+        with link or nullcontext():
+            if link is not None:
+                link.publish(group_topic(group, "deployment"), pair, retain=True)
+    except TransferError as error:
+        advice = "it stands in the store all the same, and devices find it at their next poll: do not repeat it"
+        raise TransferError(f"{error}; {advice}") from error
 
 
 def run_sign(options: Namespace) -> None:

@@ -79,6 +79,7 @@ class World(NamedTuple):
     failed: frozenset[Spot] = frozenset()
     rejected: frozenset[Ref] = frozenset()
     not_before: Mapping[Ref, float] = {}
+    change_s: float = 0.0
 
 
 class Broken(AssertionError):  # noqa: N818  what it says

@@ -148,3 +148,12 @@ def test_words_are_shown_as_they_are(capsys):
     terminal.warn("awskms:x: You")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("file:///srv/:fire:/store\n", "! awskms:x: You\n")
+
+
+def test_a_broker_that_is_away_is_told_with_what_stands(desk, models, capsys):
+    """The rollout is in the store by then: who repeats it would lose the way back, and is told so."""
+    assert fleet(desk, "publish", NEW, "--group", "g1") == 0
+    assert fleet(desk, "rollout", "--group", "g1", "--release", NEW, "--broker", "mqtt://127.0.0.1:1") == 1
+    assert "it stands in the store all the same" in capsys.readouterr().err
+    assert fleet(desk, "rollout", "--group", "g1", "--release", NEW) == 0
+    assert "nothing moves" in capsys.readouterr().out
