@@ -101,7 +101,7 @@ class Reconciler:
             if step is None or isinstance(step, plan.Wait):
                 await self._rest(step, record, seen)
             else:
-                await self._take(step, device)
+                await self._take(step, device, record.desired)
 
     def retry(self) -> None:
         """Forget every back-off and chance that was used up; the ledger's failures are the caller's."""
@@ -111,12 +111,12 @@ class Reconciler:
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    async def _take(self, step: plan.Step, device: Device) -> None:
+    async def _take(self, step: plan.Step, device: Device, wished: Ref | None) -> None:
         name, subject = type(step).__name__.lower(), subject_of(step)
         self._show(name, subject)
         if isinstance(step, plan.Confirm) and not await self._has_evidence(step.place, device):
             return
-        outcome = await self._do(step, device)
+        outcome = await self._do(step, device, wished)
         if outcome is None:
             return
         await self._learn(step, outcome, device)
@@ -127,19 +127,19 @@ class Reconciler:
             self._judged_out.discard(step.place)
             self._told_hot.discard(step.place)
 
-    async def _do(self, step: plan.Step, device: Device) -> Outcome | None:
+    async def _do(self, step: plan.Step, device: Device, wished: Ref | None) -> Outcome | None:
         """What came of the step; None when desire moved away from one that takes long."""
-        wished, is_build = self._record().desired, isinstance(step, plan.Load) and step.place.candidate.builds
+        is_build = isinstance(step, plan.Load) and step.place.candidate.builds
         work = asyncio.create_task(self.steps.act(self.slot, step, device), name=f"{self.slot} {step}")
         try:
             while (is_build or isinstance(step, plan.Fetch)) and not work.done():
-                await self._news_or(None, work)
-                if not work.done() and self._record().desired != wished:
+                if self._record().desired != wished:
                     work.cancel()
                     await asyncio.wait({work})  # what it has recorded by then is seen in the next pass
                     if isinstance(step, plan.Load):
                         await self.steps.act(self.slot, plan.Unload(step.place), device)
                     return None
+                await self._news_or(None, work)
             outcome = await work
         finally:
             work.cancel()
