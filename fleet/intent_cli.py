@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,10 @@ def run_rollout(options: Namespace) -> None:
         pair = put_out(found, found.keyring, rollout, terminal.now())
     said = from_json(Rollout, rollout.payload, "rollout")
     announce(link, said.group, pair)
-    for slot, move in said.slots.items():
-        if move.goal != move.start:
-            terminal.say(f"{said.group}: {slot} moves to {move.goal}, share {first_share(said):g}")
-    if all(move.goal == move.start for move in said.slots.values()):
+    moving = {slot: move.goal for slot, move in said.slots.items() if move.goal != move.start}
+    for slot, goal in moving.items():
+        terminal.say(f"{said.group}: {slot} moves to {goal}, share {first_share(said):g}")
+    if not moving:
         terminal.say(f"{said.group}: nothing moves: all are to run this already, and `wave revert` goes back to it now")
 
 
@@ -150,10 +150,11 @@ def announce(link: Broker | None, group: str, pair: bytes) -> None:
     Raises:
         TransferError: the broker takes nothing; says that it stands all the same.
     """
+    if link is None:
+        return
     try:
-        with link or nullcontext():
-            if link is not None:
-                link.publish(group_topic(group, "deployment"), pair, retain=True)
+        with link:
+            link.publish(group_topic(group, "deployment"), pair, retain=True)
     except TransferError as error:
         advice = "it stands in the store all the same, and devices find it at their next poll: do not repeat it"
         raise TransferError(f"{error}; {advice}") from error

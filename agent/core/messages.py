@@ -18,6 +18,7 @@ from agent.core.errors import InputError
 from agent.core.release import Config, Ref
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
+LOAD_S = 120.0  # from a slow disk, beside those that serve
 BUILD_S = 1800.0  # an engine of a large model, on the smallest Jetson, beside those that serve
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # JSON knows no infinity
 
@@ -103,12 +104,12 @@ class OfSeat(Document):
 class Load(OfSeat, tag=True):
     """Start a seat and load a release that was sealed before. Answer: Loaded or Refused."""
 
-    deadline_s: float = 120.0
+    deadline_s: float = LOAD_S
 
     @classmethod
     def of(cls, slot: str, place: Place) -> "Load":
         """The order, with the time that it takes."""
-        return cls(slot=slot, place=place, **({"deadline_s": BUILD_S} if place.candidate.builds else {}))
+        return cls(slot=slot, place=place, deadline_s=BUILD_S if place.candidate.builds else LOAD_S)
 
 
 class Trial(OfSeat, tag=True):

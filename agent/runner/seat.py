@@ -306,9 +306,10 @@ def main() -> None:
     if sys.argv[1] in {"--walls", "--probe"}:
         with os.fdopen(os.dup(1), "wb") as said:  # libraries print where they like, TensorRT warnings to stdout
             os.dup2(2, 1)
-            hold = walls.draw()
-            backends = [Backend(name) for name in sys.argv[2:]] or Backend
-            said.write(to_json(probe(backends) if sys.argv[1] == "--probe" else hold))
+            told: Any = walls.draw()
+            if sys.argv[1] == "--probe":
+                told = probe([Backend(name) for name in sys.argv[2:]] or Backend)
+            said.write(to_json(told))
         return
     parent, descriptor, version = sys.argv[1:]
     settle(int(parent), b"edge-seats")

@@ -96,7 +96,7 @@ class Serving:
             seat, tally = await self._lease(terms, arrived), self.tally
             seat.inside += 1
             try:
-                answering, answer, tally = await self._ask(seat, lane, asked)
+                answering, answer, tally = await self._ask(seat, lane, asked, tally)
                 answered = answer_anyway(answering, answer)
             except SeatEndedError as error:
                 deaths += error.was_inside
@@ -167,10 +167,10 @@ class Serving:
         return min(until, self._hopeless_at)
 
     async def _ask(
-        self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun]
+        self, seat: Seat, lane: Pair, asked: Callable[[Held], SeatRun], tally: Tally
     ) -> tuple[Seat, SeatRan | Refused, Tally]:
-        """The seat's answer; or, where that is bad, the fall-back's. And whose it is to be counted as."""
-        tally, answer = self.tally, await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
+        """The seat's answer; or, where that is bad, the fall-back's. And where it is to be counted."""
+        answer = await seat.run(lane, asked(seat.held), run_deadline_s(seat.held.config))
         failure = fault_of(seat, answer)
         if failure is None and seat is self.serving:
             self._faults = 0

@@ -27,10 +27,8 @@ async def seat(monkeypatch):
     monkeypatch.setattr(seats.Seat, "_signal", lambda *_: None)
     lost = []
     one = seats.Seat(release(1).place, SimpleNamespace(), lambda _, failure: lost.append(failure), gently=False)
-    one._channel, one._process = (
-        Channel(ours, FromSeat),
-        SimpleNamespace(pid=0, returncode=None, wait=asyncio.Event().wait),
-    )
+    one._channel = Channel(ours, FromSeat)
+    one._process = SimpleNamespace(pid=0, returncode=None, wait=asyncio.Event().wait)
     listening = asyncio.create_task(one.listen())
     yield one, theirs, lost
     listening.cancel()
